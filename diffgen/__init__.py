@@ -1,0 +1,1 @@
+"""Exact, fast empirical-optimal denoisers."""

@@ -1,0 +1,1 @@
+"""Backends of the two ops; importing this package fills the registry."""

@@ -1,0 +1,57 @@
+"""The problem a backend is handed: queries, noise levels and the rows they are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Queries against rows of a training set.
+
+    Attributes:
+        query: Noisy points, ``(B, D)``, float32 or float64, contiguous.
+        sigma: Noise standard deviations, ``(B,)`` float64, zero or more.
+        alpha: Signal scales, ``(B,)`` float64, zero or more; None for ones.
+        exclude: Row id left out for each query, ``(B,)`` int64, -1 for none; or None.
+        data: Stored rows, ``(N, D)``. A row means ``offset + scale * stored``.
+        norms: ``|x_i - origin|^2``, ``(N,)`` float64, with ``origin`` of ``diffgen.set_view``.
+        log_weights: ``(N,)`` float64 or None.
+        rows: Ids of the eligible rows, ascending, ``(M,)`` int64; None for all rows.
+        scale: See ``data``.
+        offset: See ``data``.
+        check_values: Whether a bad ``sigma`` or ``exclude`` raises ``ValueError``; otherwise it
+            gives a NaN row.
+    """
+
+    query: Tensor
+    sigma: Tensor
+    alpha: Tensor | None
+    exclude: Tensor | None
+    data: Tensor
+    norms: Tensor
+    log_weights: Tensor | None
+    rows: Tensor | None
+    scale: float
+    offset: float
+    check_values: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CovarianceInputs:
+    """What the covariance product needs beside the problem.
+
+    Attributes:
+        mean: Posterior mean of the same problem, ``(B, D)`` float64.
+        logsumexp: Its log-sum-exp, ``(B,)`` float64.
+        v: Vectors to multiply, ``(B, D)`` float64.
+        radial: Coefficient of the squared distance in the row coefficients, ``(B,)`` float64, or
+            None for zeros.
+    """
+
+    mean: Tensor
+    logsumexp: Tensor
+    v: Tensor
+    radial: Tensor | None

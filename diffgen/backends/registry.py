@@ -1,0 +1,97 @@
+"""The one table of backends, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.errors import BackendError
+
+Moments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Mean, logsumexp, functionals, top indices, top distances: the outputs of the moments op."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the two ops.
+
+    Attributes:
+        name: What ``backend=`` takes.
+        priority: Among the backends that accept a problem the highest runs; a negative one is
+            never chosen unless named.
+        unavailable: Returns why the backend cannot run on this machine at all, or None.
+        refuses: Returns the reasons why it cannot run one problem; empty when it can.
+        moments: ``(problem, functionals, top_k, mean_dtype)`` to the five outputs of the op.
+        covariance_product: ``(problem, inputs)`` to the two outputs of the op.
+        arithmetic: How it computes, in a few words.
+    """
+
+    name: str
+    priority: int
+    unavailable: Callable[[], str | None]
+    refuses: Callable[[Problem], list[str]]
+    moments: Callable[[Problem, bool, int, torch.dtype], Moments]
+    covariance_product: Callable[[Problem, CovarianceInputs], tuple[Tensor, Tensor]]
+    arithmetic: str
+
+
+_BACKENDS: dict[str, Backend] = {}
+_RANKED: list[Backend] = []
+
+
+def register(backend: Backend) -> Backend:
+    """Adds a backend to the table; a name that is taken is replaced."""
+    _BACKENDS[backend.name] = backend
+    _RANKED[:] = sorted(
+        (b for b in _BACKENDS.values() if b.priority >= 0), key=lambda b: -b.priority
+    )
+    return backend
+
+
+def names() -> list[str]:
+    """The registered names, highest priority first."""
+    return sorted(_BACKENDS, key=lambda name: -_BACKENDS[name].priority)
+
+
+def get(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in _BACKENDS:
+        known = ", ".join(["auto", *names()])
+        raise ValueError(f"backend must be one of {known}, got {name!r}")
+    return _BACKENDS[name]
+
+
+def reasons_against(backend: Backend, problem: Problem) -> list[str]:
+    """Why a backend cannot run a problem; empty when it can."""
+    missing = backend.unavailable()
+    return [missing] if missing is not None else backend.refuses(problem)
+
+
+def choose(problem: Problem, name: str) -> Backend:
+    """The backend that runs a problem.
+
+    Raises:
+        ValueError: If ``name`` is not registered.
+        BackendError: If the named backend, or with ``"auto"`` every backend, refuses.
+    """
+    if name != "auto":
+        backend = get(name)
+        reasons = reasons_against(backend, problem)
+        if reasons:
+            raise BackendError(f"backend {name!r} cannot run this problem: {'; '.join(reasons)}")
+        return backend
+    refusals: list[str] = []
+    for backend in _RANKED:
+        reasons = reasons_against(backend, problem)
+        if not reasons:
+            return backend
+        refusals.append(f"{backend.name}: {'; '.join(reasons)}")
+    raise BackendError(f"no backend can run this problem: {' | '.join(refusals)}")
