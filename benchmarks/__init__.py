@@ -1,0 +1,1 @@
+"""The benchmark suite of diffgen; see README.md beside this file."""

@@ -1,0 +1,171 @@
+"""Rows of results: made from measurements, flattened from saved JSON, kept as CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffgen
+from benchmarks.measure import Measurement
+from diffgen.machine import Ceilings
+
+RESULTS = Path(__file__).parent / "results"
+
+COLUMNS = (
+    "date",
+    "commit",
+    "machine",
+    "case",
+    "operation",
+    "N",
+    "D",
+    "B",
+    "sigma",
+    "dtype",
+    "contender",
+    "time_ms",
+    "min_ms",
+    "q1_ms",
+    "q3_ms",
+    "rounds",
+    "peak_mib",
+    "error_in_promises",
+    "in_bounds",
+    "share_of_ceiling",
+    "bound",
+    "read_gb_s",
+    "fma_gf_s",
+    "ceilings",
+    "threads",
+    "diffgen",
+    "torch",
+    "python",
+    "note",
+)
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rows of a run have in common."""
+
+    machine: str
+    threads: int
+    ceilings: Ceilings
+
+
+def machine_name() -> str:
+    """A name for the kind of machine, from its processor; nothing of the host."""
+    facts: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
+    model = facts.get("model name") or platform.processor() or platform.machine()
+    parts = [model]
+    if "cpu family" in facts and "model" in facts:
+        parts.append(f"f{facts['cpu family']}m{facts['model']}")
+    parts.append(f"{os.cpu_count()}cpu")
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
+
+
+def row_of(found: Measurement, setting: Setting) -> Row:
+    """The row of a measurement, all but date and commit."""
+    case, contender = found.entry.case, found.entry.contender
+    counted = (case.counted_bytes, case.counted_operations)
+    row = {
+        "machine": setting.machine,
+        "case": case.name,
+        "operation": case.operation,
+        "N": str(case.num_points),
+        "D": str(case.num_features),
+        "B": str(case.batch),
+        "sigma": f"{case.sigma:g}",
+        "dtype": case.dtype,
+        "contender": contender.name,
+        "peak_mib": _figure(found.peak_mib),
+        "bound": setting.ceilings.bound(*counted),
+        "read_gb_s": _figure(setting.ceilings.read_gb_s),
+        "fma_gf_s": _figure(setting.ceilings.fma_gf_s),
+        "ceilings": setting.ceilings.source,
+        "threads": str(setting.threads),
+        "diffgen": diffgen.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "note": "; ".join(part for part in (found.failure, contender.note) if part),
+    }
+    if found.error is not None:
+        row["error_in_promises"] = _figure(found.error)
+        row["in_bounds"] = "yes" if found.error <= 1 else "no"
+    if found.seconds:
+        times = sorted(1e3 * t for t in found.seconds)
+        low, median, high = _quartiles(times)
+        row |= {
+            "time_ms": _figure(median),
+            "min_ms": _figure(times[0]),
+            "q1_ms": _figure(low),
+            "q3_ms": _figure(high),
+            "rounds": str(len(times)),
+            "share_of_ceiling": _figure(setting.ceilings.floor_ms(*counted) / median),
+        }
+    return {column: row.get(column, "") for column in COLUMNS}
+
+
+def flatten(saved: Mapping[str, Any]) -> list[Row]:
+    """The rows of a JSON that pytest-benchmark saved, failures included."""
+    commit = saved["commit_info"]
+    common = {
+        "date": str(saved["datetime"])[:19],
+        "commit": str(commit["id"])[:12] + ("+changes" if commit.get("dirty") else ""),
+    }
+    rows = [
+        *(entry["extra_info"] for entry in saved["benchmarks"]),
+        *saved.get("failures", ()),
+    ]
+    return [{column: str(row.get(column, "")) for column in COLUMNS} | common for row in rows]
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Writes the rows, the columns in their order."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Reads the rows back."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def latest() -> Path | None:
+    """The committed results with the latest date, or None."""
+    dated = [(rows[0]["date"], path) for path in RESULTS.glob("*.csv") if (rows := read_csv(path))]
+    return max(dated)[1] if dated else None
+
+
+def _quartiles(times: list[float]) -> tuple[float, float, float]:
+    if len(times) == 1:
+        return times[0], times[0], times[0]
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, median, high
+
+
+def _figure(value: float | None) -> str:
+    """Four significant digits: no machine here repeats more."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if math.isfinite(value) else "inf"

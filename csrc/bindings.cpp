@@ -1,0 +1,174 @@
+// The one file that knows Python. Tensors come as addresses and sizes that backends/cpu.py has
+// checked; the interpreter's lock is released while a kernel runs.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/ceilings.h"
+#include "cpu/dispatch.h"
+#include "cpu/engine.h"
+#include "problem.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace diffgen;
+
+template <typename T>
+const T* in(uintptr_t address) {
+    return reinterpret_cast<const T*>(address);
+}
+template <typename T>
+T* out(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+std::string at_index(double value, int64_t index) {
+    return ", got " + std::string(py::str(py::float_(value))) + " at index " +
+           std::to_string(index);
+}
+
+void check_values(const Problem& problem) {
+    for (int64_t b = 0; b < problem.batch; ++b) {
+        if (!(problem.sigma[b] >= 0.0)) {
+            throw py::value_error("sigma must be zero or positive" +
+                                  at_index(problem.sigma[b], b));
+        }
+        if (problem.exclude &&
+            (problem.exclude[b] < -1 || problem.exclude[b] >= problem.count)) {
+            throw py::value_error("exclude must be -1 or a row id below " +
+                                  std::to_string(problem.count) + ", got " +
+                                  std::to_string(problem.exclude[b]) + " at index " +
+                                  std::to_string(b));
+        }
+    }
+}
+
+const cpu::Kernels& kernels_named(const std::string& name) {
+    const cpu::Kernels* const kernels = cpu::find_kernels(name);
+    if (!kernels) throw std::runtime_error("no instruction set " + name + " can run here");
+    return *kernels;
+}
+
+// Whether a signal came with a handler that raises: Ctrl-C, above all.
+bool signalled(void*) {
+    const py::gil_scoped_acquire lock;
+    return PyErr_CheckSignals() != 0;
+}
+
+Control control_with(int threads) {
+    return {threads, signalled, nullptr};
+}
+
+void raise_for(const Outcome& outcome, bool check) {
+    if (outcome.status == Status::cancelled) throw py::error_already_set();
+    if (outcome.status == Status::nothing_eligible && check) {
+        throw py::value_error("exclude leaves no training point for query " +
+                              std::to_string(outcome.query));
+    }
+}
+
+// The arguments that both ops share, in the order of `Problem`.
+struct Arguments {
+    uintptr_t query;
+    bool query_is_double;
+    int64_t batch, features;
+    uintptr_t sigma, alpha, exclude, data;
+    int storage;
+    int64_t count;
+    uintptr_t norms, log_weights, rows;
+    int64_t row_count;
+    double scale, offset;
+
+    Problem problem() const {
+        return {in<void>(query),    query_is_double,
+                batch,              features,
+                in<double>(sigma),  in<double>(alpha),
+                in<int64_t>(exclude), in<void>(data),
+                static_cast<Storage>(storage), count,
+                in<double>(norms),  in<double>(log_weights),
+                in<int64_t>(rows),  row_count,
+                scale,              offset};
+    }
+};
+
+// A problem that Python made, kept as one object so that a call passes few arguments.
+Arguments make_arguments(uintptr_t query, bool query_is_double, int64_t batch, int64_t features,
+                         uintptr_t sigma, uintptr_t alpha, uintptr_t exclude, uintptr_t data,
+                         int storage, int64_t count, uintptr_t norms, uintptr_t log_weights,
+                         uintptr_t rows, int64_t row_count, double scale, double offset) {
+    if (storage < 0 || storage >= kStorageCount) throw std::runtime_error("unknown storage type");
+    return {query,   query_is_double, batch, features, sigma,       alpha, exclude,   data,
+            storage, count,           norms, log_weights, rows, row_count, scale, offset};
+}
+
+void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, uintptr_t logsumexp,
+             uintptr_t functionals, int64_t top_k, uintptr_t top_indices, uintptr_t top_distances,
+             const std::string& isa, int threads, bool check) {
+    const Problem problem = arguments.problem();
+    if (check) check_values(problem);
+    const MomentsOutput output{out<void>(mean),     mean_is_double,
+                               out<double>(logsumexp), out<double>(functionals),
+                               top_k,               out<int64_t>(top_indices),
+                               out<double>(top_distances)};
+    const cpu::Kernels& kernels = kernels_named(isa);
+    Outcome outcome;
+    {
+        const py::gil_scoped_release unlocked;
+        outcome = cpu::moments(problem, output, kernels, control_with(threads));
+    }
+    raise_for(outcome, check);
+}
+
+void covariance_product(const Arguments& arguments, uintptr_t mean, uintptr_t logsumexp,
+                        uintptr_t v, uintptr_t radial, uintptr_t product, uintptr_t moment,
+                        const std::string& isa, int threads, bool check) {
+    const Problem problem = arguments.problem();
+    if (check) check_values(problem);
+    const CovarianceInput input{in<double>(mean), in<double>(logsumexp), in<double>(v),
+                                in<double>(radial)};
+    const CovarianceOutput output{out<double>(product), out<double>(moment)};
+    const cpu::Kernels& kernels = kernels_named(isa);
+    Outcome outcome;
+    {
+        const py::gil_scoped_release unlocked;
+        outcome = cpu::covariance_product(problem, input, output, kernels, control_with(threads));
+    }
+    raise_for(outcome, check);
+}
+
+py::dict instruction_sets() {
+    py::dict states;
+    for (const cpu::IsaState& state : cpu::instruction_sets()) {
+        states[py::str(state.name)] = state.missing;
+    }
+    return states;
+}
+
+template <double (*measure)(const cpu::Kernels&, int)>
+double measured(int threads) {
+    if (threads < 1) throw py::value_error("threads must be positive, got " + std::to_string(threads));
+    const cpu::Kernels& kernels = kernels_named("auto");
+    const py::gil_scoped_release unlocked;
+    return measure(kernels, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "diffgen's native core: addresses in, numbers out.";
+    py::class_<Arguments>(module, "Arguments").def(py::init(&make_arguments));
+    module.def("moments", &moments);
+    module.def("covariance_product", &covariance_product);
+    module.def("instruction_sets", &instruction_sets,
+               "Every instruction set of this build, with why it cannot run here or ''.");
+    module.def("measure_read_bandwidth", &measured<cpu::measure_read_bandwidth>,
+               "Bytes a second that so many threads read from memory.");
+    module.def("measure_float_peak", &measured<cpu::measure_float_peak>,
+               "Float32 operations a second of so many threads.");
+}

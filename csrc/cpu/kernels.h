@@ -1,0 +1,57 @@
+// What one instruction set offers: the inner loops, as a table of functions.
+//
+// All of them work in stored units, z = stored - shift (128 for uint8, 0 for floats), on rows and
+// queries given by pointers, so that a gathered class and a contiguous block look alike.
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+
+namespace diffgen::cpu {
+
+// Vectors of float32 products, shared by two sums, before they are promoted to float64. Numerics
+// depend on it: see docs/numerics.md and chain_weights in query.cpp.
+constexpr int kChainVectors = 12;
+// Rows of float32 accumulation before the weighted sum is added to the accumulator.
+constexpr int kSumChain = 24;
+
+struct StorageKernels {
+    // out[q][r] = sum_k z[r][k] * query[q][k]; float32 in short chains, promoted to float64.
+    void (*products_f32)(const void* const* rows, int64_t row_count, const float* const* queries,
+                         int64_t query_count, int64_t features, double* const* out);
+    // The same in float64 throughout.
+    void (*products_f64)(const void* const* rows, int64_t row_count, const double* const* queries,
+                         int64_t query_count, int64_t features, double* const* out);
+    // out[r] = sum_k (left[k] - scale z[r][k]) (right[k] - scale z[r][k]) in float64: a squared
+    // distance for left = right, the excess of one over another's for two sides about an anchor.
+    void (*differences)(const void* const* rows, int64_t row_count, const double* left,
+                        const double* right, double scale, int64_t features, double* out);
+    // sums[q][k] += sum_r weights[q][r] * z[r][k]
+    void (*accumulate_f32)(const void* const* rows, int64_t row_count, const float* const* weights,
+                           int64_t query_count, int64_t features, float* const* sums);
+    void (*accumulate_f64)(const void* const* rows, int64_t row_count, const double* const* weights,
+                           int64_t query_count, int64_t features, double* const* sums);
+};
+
+struct Kernels {
+    const char* name;
+    // Float lanes of a vector: with kChainVectors, which products share a chain.
+    int lanes;
+    // Float additions that fold a finished sum, and the rounding of a product that is not fused.
+    int extra_roundings;
+    StorageKernels storage[kStorageCount];
+    // weights[i] = exp(logits[i] - reference), 0 where logits[i] < cutoff.
+    void (*exponentials)(const double* logits, int64_t count, double reference, double cutoff,
+                         double* weights);
+    // Floating-point operations done by the fastest loop there is, for the machine's ceiling.
+    double (*spin_fma)(int64_t iterations);
+    // Sum of 64-bit words, for the machine's read bandwidth.
+    uint64_t (*read_words)(const uint64_t* words, int64_t count);
+};
+
+#define DIFFGEN_ISA(isa, architecture, flags) const Kernels& kernels_##isa();
+#include "isa_list.h"
+#undef DIFFGEN_ISA
+
+}  // namespace diffgen::cpu

@@ -1,0 +1,12 @@
+#include "vec_portable.h"
+// The vectors come first: the loops are written over them.
+#include "kernels.inl"
+
+namespace diffgen::cpu {
+
+const Kernels& kernels_portable() {
+    static constexpr Kernels kernels = make_kernels("portable");
+    return kernels;
+}
+
+}  // namespace diffgen::cpu

@@ -1,0 +1,92 @@
+#include "query.h"
+
+#include <cmath>
+
+namespace diffgen::cpu {
+
+namespace {
+
+constexpr double kUnit32 = 0x1p-24;
+constexpr double kUnit64 = 0x1p-53;
+// First-order bounds are widened by this for the higher orders.
+constexpr double kSlack = 1.001;
+// Of the 1e-5 promised for the mean, what the logits may take; the weighted sum takes the rest
+// (its chains are at most 2 kSumChain + 8 additions long).
+constexpr double kTolerance = 7.6e-6;
+// Of the 1e-9 promised for float64 queries.
+constexpr double kDoubleTolerance = 2e-10;
+// Rows that many nats and the logarithm of the count below the best are dropped.
+constexpr double kMargin = 14.5;
+constexpr double kDoubleMargin = 32.0;
+
+// Roundings that the product of feature k passes through before it is promoted to float64: the
+// additions left in its sum, the two sums' addition, and those that fold the vector.
+int chain_weight(int64_t k, const Kernels& kernels) {
+    const int64_t vector = k / kernels.lanes % kChainVectors;
+    return static_cast<int>(kChainVectors / 2 - vector / 2) + 1 + kernels.extra_roundings;
+}
+
+}  // namespace
+
+QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end)
+    : count_(end - begin) {
+    const int64_t features = problem.features;
+    const int64_t stride_low = padded_stride<float>(features);
+    const int64_t stride_wide = padded_stride<double>(features);
+    low_ = Buffer<float>(count_ * stride_low);
+    wide_ = Buffer<double>(count_ * stride_wide);
+    queries_ = Buffer<Query>(count_);
+    const double rows = static_cast<double>(problem.rows ? problem.row_count : problem.count);
+    const double origin = problem.origin();
+    // Rounding of float64 rows to float.
+    const int row_roundings = problem.storage == Storage::f64 ? 1 : 0;
+    for (int64_t i = 0; i < count_; ++i) {
+        const int64_t b = begin + i;
+        Query& query = queries_[i];
+        float* const low = low_.data() + i * stride_low;
+        double* const wide = wide_.data() + i * stride_wide;
+        query.low = low;
+        query.wide = wide;
+        query.alpha = problem.alpha ? problem.alpha[b] : 1.0;
+        query.row_scale = query.alpha * problem.scale;
+        query.exclude = problem.exclude ? problem.exclude[b] : -1;
+        query.is_double = problem.query_is_double;
+        const double shift = query.alpha * origin;
+        double square = 0.0;
+        double weighted = 0.0;
+        bool rounded = false;
+        for (int64_t k = 0; k < features; ++k) {
+            const double value =
+                problem.query_is_double
+                    ? static_cast<const double*>(problem.query)[b * features + k]
+                    : static_cast<double>(
+                          static_cast<const float*>(problem.query)[b * features + k]);
+            const double x = value - shift;
+            wide[k] = x;
+            low[k] = static_cast<float>(x);
+            rounded |= static_cast<double>(low[k]) != x;
+            square += x * x;
+            const double weight = chain_weight(k, kernels) + row_roundings;
+            weighted += weight * weight * x * x;
+        }
+        query.square = square;
+        query.length = std::sqrt(square);
+        query.finite = std::isfinite(square);
+        const double roundings = std::sqrt(weighted) + (rounded ? query.length : 0.0);
+        query.low_slope = 2.0 * query.alpha * kUnit32 * kSlack * roundings;
+        query.wide_factor = kUnit64 * (200.0 + static_cast<double>(features) / 128.0);
+        // Beyond the range of float the products are not to be trusted.
+        if (query.length > 1e18) query.low_slope = INFINITY;
+        const double sigma = problem.sigma[b];
+        const double kappa = 0.5 / (sigma * sigma);
+        query.sigma_is_zero = sigma >= 0.0 && !std::isfinite(kappa);
+        query.kappa = query.sigma_is_zero ? 1.0 : kappa;
+        query.finite &= sigma >= 0.0 && std::isfinite(query.alpha);
+        const bool doubles = problem.query_is_double;
+        query.tolerance = doubles ? kDoubleTolerance : kTolerance;
+        query.log_rows = std::log(rows > 1.0 ? rows : 1.0);
+        query.margin = query.log_rows + (doubles ? kDoubleMargin : kMargin);
+    }
+}
+
+}  // namespace diffgen::cpu

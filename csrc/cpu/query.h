@@ -1,0 +1,59 @@
+// A block of queries made ready for the kernels, each with the bounds on its logits' errors.
+//
+// Bounds (derived in docs/numerics.md). With y the row, o its origin, x the query less alpha o,
+// kappa = 1 / (2 sigma^2) and u32, u64 the unit roundoffs, a logit computed
+//   from float32 products is off by at most kappa (low_slope |y - o| + wide part),
+//   from float64 products by at most kappa wide_factor (|x| + alpha |y - o|)^2.
+#pragma once
+
+#include <cstdint>
+
+#include "../problem.h"
+#include "buffer.h"
+#include "kernels.h"
+
+namespace diffgen::cpu {
+
+struct Query {
+    const float* low = nullptr;    // x rounded to float, (features,)
+    const double* wide = nullptr;  // x = query - alpha origin, (features,)
+    double kappa = 0.0;            // 1 / (2 sigma^2); 1 for sigma = 0
+    double alpha = 1.0;
+    double row_scale = 1.0;  // alpha times the size of a stored unit
+    double square = 0.0;     // |x|^2
+    double low_slope = 0.0;
+    double wide_factor = 0.0;
+    double tolerance = 0.0;  // logits known to within this are final
+    double log_rows = 0.0;   // logarithm of the count of eligible rows
+    double margin = 0.0;     // rows further than this below the best, in nats, are dropped
+    int64_t exclude = -1;
+    bool finite = true;
+    bool sigma_is_zero = false;
+    bool is_double = false;
+
+    double length = 0.0;  // |x|
+
+    // Bounds on the error of squared distances |x - alpha (y - o)|^2 from products, for rows of at most this norm.
+    double wide_error(double row_norm) const {
+        const double reach = length + alpha * row_norm;
+        return wide_factor * reach * reach;
+    }
+    double low_error(double row_norm) const { return low_slope * row_norm + wide_error(row_norm); }
+};
+
+class QueryBlock {
+public:
+    // Queries [begin, end) of the problem.
+    QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end);
+
+    int64_t count() const { return count_; }
+    const Query& operator[](int64_t i) const { return queries_[i]; }
+
+private:
+    int64_t count_;
+    Buffer<float> low_;
+    Buffer<double> wide_;
+    Buffer<Query> queries_;
+};
+
+}  // namespace diffgen::cpu

@@ -1,0 +1,261 @@
+#include "tile.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace diffgen::cpu {
+
+namespace {
+
+constexpr int64_t kTileBytes = 600 * 1024;
+constexpr int64_t kFewestRows = 12;
+constexpr int64_t kMostRows = 240;
+// Products are formed in float64 from the tile on in which more than this share of the rows had to
+// be decided, and in float32 again when fewer than the lower share matter.
+constexpr double kWidenAbove = 0.125;
+constexpr double kNarrowBelow = 0.05;
+// Squared distances closer than this, relatively, are the same at sigma = 0.
+constexpr double kTie = 1e-12;
+// And those under this share of the squared lengths are nothing: rows are decoded in float64.
+constexpr double kCoincident = 0x1p-98;
+
+int64_t bytes_of(Storage storage) {
+    switch (storage) {
+        case Storage::u8:
+            return 1;
+        case Storage::f16:
+        case Storage::bf16:
+            return 2;
+        case Storage::f32:
+            return 4;
+        default:
+            return 8;
+    }
+}
+
+int64_t tile_rows(int64_t row_bytes) {
+    const int64_t fitting = kTileBytes / std::max<int64_t>(row_bytes, 1);
+    const int64_t rows = std::clamp(fitting, kFewestRows, kMostRows);
+    return rows >= kSumChain ? rows / kSumChain * kSumChain : rows;
+}
+
+}  // namespace
+
+RowTile::RowTile(const Problem& problem)
+    : problem_(problem),
+      row_bytes_(problem.features * bytes_of(problem.storage)),
+      capacity_(tile_rows(row_bytes_)),
+      rows_(capacity_),
+      ids_(capacity_),
+      norms_(capacity_),
+      log_weights_(capacity_) {}
+
+void RowTile::load(int64_t begin, int64_t end) {
+    count_ = end - begin;
+    double largest = 0.0;
+    for (int64_t r = 0; r < count_; ++r) {
+        const int64_t id = problem_.rows ? problem_.rows[begin + r] : begin + r;
+        ids_[r] = id;
+        rows_[r] = static_cast<const unsigned char*>(problem_.data) + id * row_bytes_;
+        norms_[r] = problem_.norms[id];
+        log_weights_[r] = problem_.log_weights ? problem_.log_weights[id] : 0.0;
+        largest = std::max(largest, norms_[r]);
+    }
+    longest_ = std::sqrt(largest);
+}
+
+TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries,
+                       int64_t rows)
+    : problem_(problem),
+      kernels_(kernels.storage[static_cast<int>(problem.storage)]),
+      stride_(padded_stride<double>(rows)),
+      products_(queries * stride_),
+      outs_(queries),
+      lows_(queries),
+      wides_(queries),
+      logits_(rows),
+      distances_(rows),
+      exact_(rows),
+      positions_(rows),
+      anchor_stride_(padded_stride<double>(problem.features)),
+      anchors_(problem.query_is_double ? queries * anchor_stride_ : 0),
+      mirrors_(problem.query_is_double ? queries * anchor_stride_ : 0) {
+    survivors_.rows = positions_.data();
+    survivors_.logits = logits_.data();
+}
+
+void TileLogits::form(const QueryBlock& queries, const RowTile& tile, const Outlook* outlooks) {
+    for (const bool wide : {false, true}) {
+        int64_t chosen = 0;
+        for (int64_t i = 0; i < queries.count(); ++i) {
+            if (!queries[i].finite || outlooks[i].wide != wide) continue;
+            outs_[chosen] = products_.data() + i * stride_;
+            lows_[chosen] = queries[i].low;
+            wides_[chosen] = queries[i].wide;
+            ++chosen;
+        }
+        if (chosen == 0) continue;
+        if (wide) {
+            kernels_.products_f64(tile.rows(), tile.count(), wides_.data(), chosen,
+                                  problem_.features, outs_.data());
+        } else {
+            kernels_.products_f32(tile.rows(), tile.count(), lows_.data(), chosen,
+                                  problem_.features, outs_.data());
+        }
+    }
+}
+
+double TileLogits::exact_distance(const Query& query, const RowTile& tile, int64_t r) {
+    if (!exact_[r]) {
+        kernels_.differences(tile.rows() + r, 1, query.wide, query.wide, query.row_scale,
+                             problem_.features, distances_.data() + r);
+        exact_[r] = 1;
+    }
+    return distances_[r];
+}
+
+const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile& tile,
+                                    Outlook& outlook) {
+    const double* const products = products_.data() + i * stride_;
+    const double alpha2 = query.alpha * query.alpha;
+    const double twice = 2.0 * query.row_scale;
+    for (int64_t r = 0; r < tile.count(); ++r) {
+        distances_[r] = query.square - twice * products[r] + alpha2 * tile.norm(r);
+        exact_[r] = 0;
+    }
+    const double longest = tile.longest();
+    distance_error_ = outlook.wide ? query.wide_error(longest) : query.low_error(longest);
+    survivors_.count = 0;
+    outlook.shift = 0.0;
+    if (query.sigma_is_zero) {
+        select_nearest(query, tile, outlook);
+        return survivors_;
+    }
+    const double bound = query.kappa * distance_error_;
+    double largest = -INFINITY;
+    for (int64_t r = 0; r < tile.count(); ++r) {
+        const bool out = tile.id(r) == query.exclude;
+        const double logit =
+            out ? -INFINITY
+                : tile.log_weight(r) - query.kappa * (distances_[r] - outlook.anchor_distance);
+        logits_[r] = logit;
+        largest = std::max(largest, logit);
+    }
+    const bool final = bound <= query.tolerance;
+    outlook.best = std::max(outlook.best, final ? largest : largest - bound);
+    double cutoff = outlook.best - query.margin - (final ? 0.0 : bound);
+    int64_t count = 0;
+    for (int64_t r = 0; r < tile.count(); ++r) {
+        // Written so that an infinite or NaN bound lets every eligible row through.
+        if (logits_[r] == -INFINITY || logits_[r] < cutoff) continue;
+        positions_[count] = r;
+        logits_[count] = logits_[r];
+        ++count;
+    }
+    survivors_.count = count;
+    const double share = static_cast<double>(count) / static_cast<double>(tile.count());
+    if (!final) {
+        decide(query, i, tile, outlook);
+        for (int64_t s = 0; s < count; ++s) {
+            outlook.best = std::max(outlook.best, logits_[s]);
+        }
+        cutoff = outlook.best - query.margin;
+        int64_t kept = 0;
+        for (int64_t s = 0; s < count; ++s) {
+            if (logits_[s] < cutoff) continue;
+            positions_[kept] = positions_[s];
+            logits_[kept] = logits_[s];
+            ++kept;
+        }
+        survivors_.count = kept;
+        const bool would_be_final = query.kappa * query.wide_error(longest) <= query.tolerance;
+        if (share > kWidenAbove && would_be_final) outlook.wide = true;
+    } else if (outlook.wide && share < kNarrowBelow) {
+        outlook.wide = false;
+    }
+    return survivors_;
+}
+
+void TileLogits::decide(const Query& query, int64_t i, const RowTile& tile, Outlook& outlook) {
+    if (!query.is_double) {
+        for (int64_t s = 0; s < survivors_.count; ++s) {
+            const int64_t r = positions_[s];
+            logits_[s] = tile.log_weight(r) - query.kappa * exact_distance(query, tile, r);
+        }
+        return;
+    }
+    // About the anchor; a row clearly nearer than it becomes the anchor, and all are done again.
+    for (bool settled = survivors_.count == 0; !settled;) {
+        settled = true;
+        int64_t nearest = positions_[0];
+        double least = INFINITY;
+        for (int64_t s = 0; s < survivors_.count; ++s) {
+            const int64_t r = positions_[s];
+            const double beyond =
+                outlook.anchor ? excess(query, i, tile.rows()[r])
+                               : exact_distance(query, tile, r);
+            logits_[s] = tile.log_weight(r) - query.kappa * beyond;
+            if (beyond < least) {
+                least = beyond;
+                nearest = r;
+            }
+        }
+        if (!outlook.anchor || query.kappa * least < -1.0) {
+            move_anchor(query, i, tile, outlook, nearest);
+            settled = false;
+        }
+    }
+}
+
+double TileLogits::excess(const Query& query, int64_t i, const void* row) {
+    double found;
+    kernels_.differences(&row, 1, anchors_.data() + i * anchor_stride_,
+                         mirrors_.data() + i * anchor_stride_, query.row_scale, problem_.features,
+                         &found);
+    return found;
+}
+
+void TileLogits::move_anchor(const Query& query, int64_t i, const RowTile& tile, Outlook& outlook,
+                             int64_t r) {
+    const double distance = exact_distance(query, tile, r);
+    const double nearer = outlook.anchor ? excess(query, i, tile.rows()[r]) : distance;
+    double* anchor = anchors_.data() + i * anchor_stride_;
+    double* const mirror = mirrors_.data() + i * anchor_stride_;
+    // The row itself: a weighted sum of one.
+    std::fill_n(anchor, problem_.features, 0.0);
+    const double* const weight = &query.row_scale;
+    kernels_.accumulate_f64(tile.rows() + r, 1, &weight, 1, problem_.features, &anchor);
+    for (int64_t k = 0; k < problem_.features; ++k) mirror[k] = 2.0 * query.wide[k] - anchor[k];
+    outlook.shift += query.kappa * nearer;
+    outlook.best += query.kappa * nearer;
+    outlook.anchor = tile.rows()[r];
+    outlook.anchor_distance = distance;
+}
+
+void TileLogits::select_nearest(const Query& query, const RowTile& tile, Outlook& outlook) {
+    // Here `best` is less the smallest squared distance, whatever the weights.
+    const double alpha2 = query.alpha * query.alpha;
+    int64_t count = 0;
+    for (int64_t r = 0; r < tile.count(); ++r) {
+        if (tile.id(r) == query.exclude || tile.log_weight(r) == -INFINITY) continue;
+        if (distances_[r] - distance_error_ > -outlook.best * (1.0 + kTie)) continue;
+        double distance = exact_distance(query, tile, r);
+        if (distance <= kCoincident * (query.square + alpha2 * tile.norm(r))) {
+            distance = distances_[r] = 0.0;
+        }
+        if (distance > -outlook.best * (1.0 + kTie)) continue;
+        outlook.best = std::max(outlook.best, -distance);
+        positions_[count++] = r;
+    }
+    int64_t kept = 0;
+    for (int64_t s = 0; s < count; ++s) {
+        const int64_t r = positions_[s];
+        if (distances_[r] > -outlook.best * (1.0 + kTie)) continue;
+        positions_[kept] = r;
+        logits_[kept] = tile.log_weight(r);
+        ++kept;
+    }
+    survivors_.count = kept;
+}
+
+}  // namespace diffgen::cpu

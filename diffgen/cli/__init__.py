@@ -1,0 +1,1 @@
+"""The ``diffgen`` command: one module for each subcommand."""

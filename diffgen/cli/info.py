@@ -1,0 +1,202 @@
+"""``diffgen info``: what can run on this machine, how accurate it is, and how fast."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import diffgen.ops  # noqa: F401  (fills the registry)
+from diffgen import machine, selfcheck
+from diffgen.backends import registry
+from diffgen.backends.listing import BackendStatus, describe
+from diffgen.backends.native import load_native, why_not_native
+from diffgen.cli import report, text
+from diffgen.cli.options import add_command, add_seed
+from diffgen.cli.progress import Line
+from diffgen.machine import Ceilings
+from diffgen.selfcheck import Accuracy, Speed
+
+OUT_OF_PROMISE = 1
+"""Exit status when a usable backend is less accurate than promised."""
+
+_COMPILERS = ("c++", "g++", "clang++")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds ``diffgen info``."""
+    parser = add_command(
+        subparsers,
+        "info",
+        run,
+        "what runs here and why not, how accurate, how fast",
+        """Lists every backend: whether it can run on this machine or why not, its worst error over
+        a set of hard problems in units of what diffgen promises (at most 1), and its speed beside
+        what the machine can do. Takes some seconds. Exits 1 when a usable backend is out of the
+        promise.""",
+        """
+        diffgen info
+        diffgen info --backend cpu
+        diffgen info --json > machine.json
+        """,
+    )
+    parser.add_argument("--backend", metavar="NAME", help="check this one only")
+    parser.add_argument("--no-speed", action="store_true", help="check the accuracy only")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks the backends and prints what was found."""
+    if args.backend is not None:
+        registry.get(args.backend)
+    shown = [b for b in describe() if args.backend in (None, b.name)]
+    with Line() as line:
+        record = _examine(shown, args, line)
+    print(json.dumps(report.plain(record), indent=2) if args.json else _as_text(record))
+    return 0 if all(b["in_promise"] for b in record["backends"]) else OUT_OF_PROMISE
+
+
+def _examine(
+    shown: Sequence[BackendStatus], args: argparse.Namespace, line: Line
+) -> dict[str, Any]:
+    """Everything that is printed, as one record."""
+    record = report.header(args)
+    record["native"] = _native()
+    line.say("measuring the machine")
+    ceilings = machine.measure()
+    checked = [b.name for b in shown if b.usable and b.name != selfcheck.REFERENCE]
+    line.say("solving the accuracy problems by the reference")
+    problems = list(selfcheck.cases(args.seed)) if checked else []
+    sets = [] if args.no_speed or not checked else selfcheck.speed_sets(args.seed)
+    accuracies: dict[str, Accuracy] = {}
+    speeds: dict[str, list[Speed]] = {}
+    for name in checked:
+        line.say(f"checking the accuracy of {name}")
+        accuracies[name] = selfcheck.check(registry.get(name), problems)
+        line.say(f"timing {name}")
+        speeds[name] = selfcheck.speeds(registry.get(name), sets)
+    line.say("measuring the machine again")
+    ceilings = ceilings.best(machine.measure())
+    record["ceilings"] = vars(ceilings)
+    record["backends"] = [
+        {
+            **status._asdict(),
+            "accuracy": asdict(accuracies[status.name]) if status.name in checked else None,
+            "in_promise": status.name not in checked or accuracies[status.name].worst <= 1,
+            "speeds": [_speed_record(s, ceilings) for s in speeds.get(status.name, [])],
+        }
+        for status in shown
+    ]
+    return record
+
+
+def _speed_record(speed: Speed, ceilings: Ceilings) -> dict[str, Any]:
+    return {
+        **asdict(speed),
+        "read_gb_s": speed.read_bytes / speed.time_ms / 1e6,
+        "compute_gf_s": speed.operations / speed.time_ms / 1e6,
+        "bound": ceilings.bound(speed.read_bytes, speed.operations),
+        "share_of_ceiling": speed.share(ceilings),
+    }
+
+
+def _native() -> dict[str, Any]:
+    """Whether the native module is there, its instruction sets, and who could compile it."""
+    native = load_native()
+    compiler = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+    return {
+        "built": native is not None,
+        "why_not": None if native is not None else why_not_native(),
+        "instruction_sets": {} if native is None else native.instruction_sets(),
+        "compiler": compiler,
+    }
+
+
+def _as_text(record: dict[str, Any]) -> str:
+    """The record for people."""
+    versions, ceilings, native = record["versions"], record["ceilings"], record["native"]
+    threads = text.count(ceilings["threads"], "thread")
+    lines = [
+        f"diffgen {versions['diffgen']}, torch {versions['torch']}, python {versions['python']}",
+        f"machine  {record['machine']['cpu']}, {text.count(record['machine']['cpus'], 'cpu')}, "
+        f"{record['machine']['system']}",
+        f"ceiling  {ceilings['read_gb_s']:.1f} GB/s read, {ceilings['fma_gf_s']:.0f} GF/s float32 "
+        f"with {threads} ({ceilings['source']})",
+        f"native   {_native_text(native)}",
+        "",
+        "worst error over a set of hard problems, in units of the promise (kept up to 1)",
+        "",
+        text.table(_accuracy_rows(record["backends"]), "<<><"),
+    ]
+    if any(backend["speeds"] for backend in record["backends"]):
+        lines += [
+            "",
+            "one pass over 10,000 points of 3 x 32 x 32, and its share of the ceiling",
+            "",
+            text.table(_speed_rows(record["backends"]), "<" + ">" * 6),
+        ]
+    lines += ["", *_notes(record["backends"])]
+    return "\n".join(lines).rstrip()
+
+
+def _native_text(native: dict[str, Any]) -> str:
+    if native["built"]:
+        usable = [name for name, reason in native["instruction_sets"].items() if not reason]
+        return f"built, runs {', '.join(usable)}"
+    compiler = native["compiler"] or "no C++ compiler found (c++, g++, clang++)"
+    return f"{native['why_not']}; {compiler}"
+
+
+def _accuracy_rows(backends: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = [["backend", "usable", "worst error", "where"]]
+    for backend in backends:
+        accuracy = backend["accuracy"]
+        usable = "by name" if backend["usable"] and not backend["automatic"] else "yes"
+        if not backend["usable"]:
+            worst, where, usable = "", backend["reason"], "no"
+        elif accuracy is None:
+            worst, where = "", "the definition that the others are held to"
+        else:
+            worst, where = f"{accuracy['worst']:.2g}", accuracy["where"]
+            if not backend["in_promise"]:
+                where = f"OUT OF THE PROMISE: {where}"
+        rows.append([backend["name"], usable, worst, where])
+    return rows
+
+
+def _speed_rows(backends: Sequence[dict[str, Any]]) -> list[list[str]]:
+    timed = [backend for backend in backends if backend["speeds"]]
+    names = list(dict.fromkeys(s["name"] for backend in timed for s in backend["speeds"]))
+    rows = [["backend", *(cell for name in names for cell in (name, ""))]]
+    for backend in timed:
+        found = {speed["name"]: speed for speed in backend["speeds"]}
+        cells = []
+        for name in names:
+            speed = found.get(name)
+            cells += [_speed(speed), f"{speed['share_of_ceiling']:.0%}"] if speed else ["-", ""]
+        rows.append([backend["name"], *cells])
+    return rows
+
+
+def _speed(speed: dict[str, Any]) -> str:
+    rate = (
+        f"{speed['read_gb_s']:.1f} GB/s"
+        if speed["bound"] == "memory"
+        else f"{speed['compute_gf_s']:.0f} GF/s"
+    )
+    return f"{speed['time_ms']:.1f} ms  {rate}"
+
+
+def _notes(backends: Sequence[dict[str, Any]]) -> list[str]:
+    """What a backend refuses, and what the second column means."""
+    lines = []
+    for backend in backends:
+        refusals = backend["accuracy"]["refusals"] if backend["accuracy"] else ()
+        lines += [f"{backend['name']} refuses some problems: {reason}" for reason in refusals]
+    if any(backend["usable"] and not backend["automatic"] for backend in backends):
+        lines.append('"by name": runs when asked for by name, never chosen by itself')
+    return lines

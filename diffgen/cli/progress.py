@@ -1,0 +1,72 @@
+"""Progress bars on stderr, where tqdm is installed; without it the work goes on quietly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from diffgen.cli.optional import is_installed
+
+DELAY_S = 0.5
+"""Work that is done within this shows no bar."""
+
+T = TypeVar("T")
+
+
+def has_bars() -> bool:
+    """Whether bars can be shown."""
+    return is_installed("tqdm")
+
+
+class Bar:
+    """One bar over work that comes in several iterables; it goes away at the end.
+
+    Use it as a context manager, and call it with each iterable to pass that through.
+    """
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        """Shows nothing until the work has taken a moment."""
+        self._bar: Any = None
+        if has_bars():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, desc=description, unit=unit, delay=DELAY_S, leave=False)
+
+    def __call__(self, items: Iterable[T]) -> Iterator[T]:
+        """Passes the items through; each is a step once it is done with."""
+        for item in items:
+            yield item
+            if self._bar is not None:
+                self._bar.update()
+
+    def __enter__(self) -> Bar:
+        """Nothing more."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Line:
+    """One line on a terminal that says what is being done, and goes away at the end."""
+
+    def __init__(self) -> None:
+        """Shows nothing yet."""
+        self._shown = sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """Replaces what the line says."""
+        if self._shown:
+            # Erase to the end of the line, as the text before may have been longer.
+            print(f"\r{text[:100]}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Line:
+        """Nothing more."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Takes the line away."""
+        self.say("")

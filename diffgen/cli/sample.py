@@ -1,0 +1,156 @@
+"""``diffgen sample``: samples from the empirical-optimal model of a training set."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffgen import machine, schedules
+from diffgen.cli import pictures, progress, report, text
+from diffgen.cli.meter import Meter, chosen_backend
+from diffgen.cli.optional import require
+from diffgen.cli.options import (
+    add_backend,
+    add_command,
+    add_data,
+    add_levels,
+    add_seed,
+    generator,
+    integer,
+    open_set,
+)
+from diffgen.denoiser import EmpiricalDenoiser
+from diffgen.sampling import SAMPLERS, sample
+from diffgen.training_set import TrainingSet
+
+_SUFFIXES = (".npy", ".png")
+
+_SHOWN = 64
+"""Training images that tell which values a picture draws black and white."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds ``diffgen sample``."""
+    parser = add_command(
+        subparsers,
+        "sample",
+        run,
+        "draw samples from the optimal model of a training set",
+        """Samples from the empirical-optimal diffusion model of a training set, and writes them as
+        an array (.npy, float32, in the units of the data) or a picture (.png), with a JSON of all
+        settings beside it.""",
+        """
+        diffgen sample cifar-10-python.tar.gz --out samples.npy --num 64
+        diffgen sample digits.npz --out samples.png --sampler heun --steps 18
+        diffgen sample cifar-10-python.tar.gz --out cats.png --class-label 3 --seed 1
+        """,
+    )
+    parser.add_argument("path", metavar="PATH", help="the training set")
+    parser.add_argument(
+        "--out", metavar="FILE", required=True, help="where to: a name that ends in .npy or .png"
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=tuple(SAMPLERS),
+        default="ddim",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num", type=integer(1), default=16, metavar="N", help="samples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=integer(1),
+        default=256,
+        metavar="N",
+        help="samples drawn at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--class-label", type=int, metavar="C", help="draw from this class (default: all)"
+    )
+    add_levels(parser, steps=50)
+    add_data(parser)
+    add_seed(parser)
+    add_backend(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws the samples; those finished when it is stopped are written."""
+    out = Path(args.out)
+    if out.suffix.lower() not in _SUFFIXES:
+        raise ValueError(f"--out must end in {' or '.join(_SUFFIXES)}, got {args.out!r}")
+    if out.suffix.lower() == ".png":
+        require("PIL.Image", "Pillow", "demo")
+    sigmas = schedules.karras(args.steps, args.sigma_min, args.sigma_max)
+    training_set = open_set(args.path, args)
+    _check_label(args.class_label, training_set)
+    meter = Meter(EmpiricalDenoiser(training_set, backend=args.backend))
+    record = {
+        **report.header(args),
+        "training_set": report.describe_set(training_set),
+        "backend": chosen_backend(meter.denoiser),
+        "sigmas": sigmas,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    drawn: list[Tensor] = []
+    started = time.perf_counter()
+    try:
+        for count in _batches(args.num, args.batch):
+            drawn.append(_draw(meter, args, sigmas, count, len(drawn)))
+    finally:
+        if drawn:
+            samples = torch.cat(drawn)
+            record |= {
+                "num_written": len(samples),
+                "finished": len(samples) == args.num,
+                "elapsed_s": time.perf_counter() - started,
+                "ran": meter.report(machine.measure()),
+            }
+            _write(out, samples, training_set, record)
+    return 0
+
+
+def _draw(meter: Meter, args: argparse.Namespace, sigmas: Tensor, count: int, index: int) -> Tensor:
+    labels = None if args.class_label is None else torch.full((count,), args.class_label)
+    return sample(
+        meter,
+        (count, *meter.denoiser.training_set.sample_shape),
+        sigmas,
+        sampler=args.sampler,
+        # A source for each batch: asking for more samples leaves the first ones as they are.
+        generator=generator(args.seed, f"batch {index}"),
+        class_labels=labels,
+        progress=progress.has_bars(),
+    )
+
+
+def _batches(num: int, batch: int) -> list[int]:
+    return [min(batch, num - start) for start in range(0, num, batch)]
+
+
+def _check_label(label: int | None, training_set: TrainingSet) -> None:
+    if label is None:
+        return
+    if training_set.num_classes == 0:
+        raise ValueError(f"--class-label needs a set with labels, got {label} for a set without")
+    if not 0 <= label < training_set.num_classes:
+        raise ValueError(
+            f"--class-label must be between 0 and {training_set.num_classes - 1}, got {label}"
+        )
+
+
+def _write(out: Path, samples: Tensor, training_set: TrainingSet, record: dict[str, Any]) -> None:
+    """The samples and, beside them, the settings."""
+    if out.suffix.lower() == ".png":
+        shown = training_set[torch.arange(min(_SHOWN, training_set.num_stored))]
+        pictures.write_grid(out, samples, pictures.value_limits(training_set, shown))
+    else:
+        report.write_array(out, samples)
+    settings = out.with_name(out.name + ".json")
+    report.write_json(settings, record)
+    print(f"{text.count(len(samples), 'sample')} in {out}, settings in {settings}")

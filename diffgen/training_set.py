@@ -1,0 +1,394 @@
+"""The training set: rows in their stored type, with labels, weights and mirror images."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from math import inf, log
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from diffgen.errors import DataError
+from diffgen.readers import memory, open_source
+from diffgen.readers.class_index import ArrayLike
+from diffgen.readers.contents import DEFAULT_RANGE, Contents, Index, build, to_rows
+from diffgen.readers.origin import Origin
+from diffgen.readers.rows import decode, digest
+from diffgen.readers.source import LabelRequest, assemble, type_name
+from diffgen.set_view import SetView
+
+
+class TrainingSet:
+    """Training points of an empirical-optimal denoiser.
+
+    A uint8 value u means exactly the real number ``lo + u (hi - lo) / 255``; floats mean
+    themselves. The rows stay in the type they came in, and nothing converts them.
+
+    With ``flip`` the mirror image of every row (along the last axis) is a point of the set too:
+    point ``N + i`` is the mirror image of row i, with the same label and weight. It is not stored.
+
+    A contiguous tensor or array is shared, not copied: it must not be changed in place afterwards,
+    or ``refresh`` must be called. Apart from that a set never changes, and ``copy.deepcopy``
+    returns the set itself. A pickle of a set that came from a file holds its path and SHA-256; the
+    file is read again and compared. Other pickles hold the rows.
+
+    Example:
+        >>> ts = TrainingSet(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8))
+        >>> ts[1]
+        tensor([-0.6000, -0.2000])
+        >>> len(ts), ts.sample_shape, ts.dtype
+        (2, (2,), torch.uint8)
+    """
+
+    def __init__(
+        self,
+        data: memory.Data,
+        *,
+        labels: ArrayLike | None = None,
+        weights: ArrayLike | None = None,
+        value_range: tuple[float, float] = DEFAULT_RANGE,
+        flip: bool = False,
+    ) -> None:
+        """Take the rows, check them and compute their norms once.
+
+        Args:
+            data: ``(N, *S)`` with N >= 1, uint8, float16, bfloat16, float32 or float64: a tensor,
+                an array (a memory map is read from its file, not through the map), or a torch
+                Dataset or DataLoader of ``x`` or ``(x, y)``, y the label.
+            labels: Class numbers, ``(N,)`` integers, zero or more; they replace those of a
+                dataset.
+            weights: Raw weights, ``(N,)``, finite, zero or more, with a positive sum.
+            value_range: Values ``(lo, hi)`` of a stored 0 and 255; for uint8 only.
+            flip: Whether the mirror images belong to the set; needs samples ``(..., H, W)``.
+
+        Raises:
+            TypeError: Another kind of data, or labels that are no integers.
+            ValueError: No rows, a wrong shape, or a value out of range.
+            DataError: NaN or an infinity in a row, or a file that cannot be read.
+        """
+        loaded = memory.load(data)
+        mapped = loaded.mapped
+        origin = None if mapped is None else Origin(mapped[0], layout=mapped[1])
+        found = loaded.labels if labels is None else labels
+        self._set(build(loaded.data, found, weights, value_range, flip, origin))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        member: str | None = None,
+        labels: ArrayLike | LabelRequest = None,
+        weights: ArrayLike | None = None,
+        value_range: tuple[float, float] = DEFAULT_RANGE,
+        flip: bool = False,
+    ) -> TrainingSet:
+        """Read a training set from a file or folder.
+
+        Formats: .npy, .npz, .safetensors, a folder of images, CIFAR-10 (folder or .tar.gz, binary
+        or Python version), an EDM dataset (.zip or folder), a packed set. Nothing in a file is
+        ever run, and nothing is unpacked to disk.
+
+        Args:
+            path: The file or folder.
+            member: Which array of an .npz or .safetensors file (default: the only one,
+                ``images``, ``data`` or ``x``); ``"train"`` (default) or ``"test"`` of CIFAR-10.
+            labels: An array ``(N,)``; None for the labels the format defines (CIFAR-10, EDM,
+                packed, subfolders of images); True to require them (``labels`` or ``y`` of an .npz
+                or .safetensors file); False for none; or the name of the array with them.
+            weights: See the constructor.
+            value_range: See the constructor.
+            flip: See the constructor.
+
+        Raises:
+            FileNotFoundError: Nothing is at the path.
+            ValueError: An argument does not fit the file.
+            DataError: No known format, or a damaged or refused file; with file and place.
+
+        Example:
+            >>> import tempfile, numpy as np
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     np.save(folder + "/x.npy", np.eye(3, dtype=np.float32))
+            ...     len(TrainingSet.open(folder + "/x.npy"))
+            3
+        """
+        name = os.path.abspath(os.fspath(path))
+        given = None if labels is None or isinstance(labels, bool | str) else labels
+        request = False if given is not None else cast(LabelRequest, labels)
+        with open_source(name, member, request) as source:
+            data = assemble(source)
+            found = source.labels if given is None else given
+        origin = Origin(name, member)
+        return _make(cls, build(data, found, weights, value_range, flip, origin))
+
+    def _set(self, contents: Contents, sha256: str | None = None) -> None:
+        self._contents = contents
+        self._sha256 = sha256
+        self._view: SetView | None = None
+        self._totals: Tensor | None = None
+
+    def _class_totals(self) -> Tensor:
+        if self._totals is None:
+            self._totals = self._contents.class_log_weights()
+        return self._totals
+
+    def __len__(self) -> int:
+        """Number of points, mirror images counted."""
+        return self.num_stored * (2 if self.flip else 1)
+
+    @property
+    def num_stored(self) -> int:
+        """Number of stored rows, N."""
+        return len(self._contents.data)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, S."""
+        return tuple(self._contents.data.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which the rows are stored."""
+        return self._contents.data.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which the rows are stored."""
+        return self._contents.data.device
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Values of a stored 0 and 255; None for floats."""
+        return self._contents.value_range
+
+    @property
+    def flip(self) -> bool:
+        """Whether the mirror images belong to the set."""
+        return self._contents.flip
+
+    @property
+    def path(self) -> str | None:
+        """File or folder the rows came from, or None."""
+        return None if self._contents.origin is None else self._contents.origin.path
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label, C; 0 without labels."""
+        return self._contents.num_classes
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Label of each point, ``(len(ts),)`` int64, a copy; None without labels."""
+        labels = self._contents.labels
+        if labels is None:
+            return None
+        return labels.repeat(2 if self.flip else 1)
+
+    @property
+    def log_total_weight(self) -> float:
+        """Logarithm of the total raw weight of all points; ``log len(ts)`` without weights."""
+        if self._contents.log_weights is None:
+            return log(len(self))
+        return float(self._class_totals().logsumexp(0))
+
+    @property
+    def class_log_weights(self) -> Tensor | None:
+        """Logarithm of the total raw weight of each class, ``(C,)`` float64; None without labels.
+
+        ``-inf`` for a class without members, or whose members all have weight zero.
+        """
+        if self._contents.labels is None:
+            return None
+        return self._class_totals().clone().to(self.device)
+
+    def log_weight_of(self, indices: Tensor) -> Tensor:
+        """Logarithm of the raw weight of points.
+
+        Args:
+            indices: Any shape, int64, in ``[0, len(ts))``; -1 for no point.
+
+        Returns:
+            The same shape, float64, on the device of the indices; ``-inf`` for no point.
+
+        Raises:
+            ValueError: An index out of range.
+        """
+        bad = (indices < -1) | (indices >= len(self))
+        if bad.any():
+            raise ValueError(
+                f"indices must be in [-1, {len(self)}), got {int(indices[bad].flatten()[0])}"
+            )
+        log_weights = self._contents.log_weights
+        if log_weights is None:
+            values = torch.zeros(indices.shape, dtype=torch.float64, device=indices.device)
+        else:
+            rows = indices.remainder(self.num_stored).to(log_weights.device)
+            values = log_weights[rows].to(indices.device)
+        return values.masked_fill(indices < 0, -inf)
+
+    def view(self) -> SetView:
+        """The set as the ops read it: flat stored rows, norms, weights, the class index."""
+        if self._view is None:
+            contents = self._contents
+            scale, offset = contents.affine
+            self._view = SetView(
+                data=contents.data.reshape(self.num_stored, -1),
+                scale=scale,
+                offset=offset,
+                norms=contents.norms,
+                log_weights=contents.log_weights,
+                order=contents.order,
+                class_offsets=contents.class_offsets,
+            )
+        return self._view
+
+    def __getitem__(self, index: int | Index) -> Tensor:
+        """Decoded points, rounded once to float32; float64 for a float64 set.
+
+        Args:
+            index: A number for one sample; a slice, a mask or integers of any shape for many.
+                Negative numbers count from the end.
+
+        Returns:
+            ``(*S)`` or ``(*index.shape, *S)``, a copy.
+
+        Raises:
+            IndexError: Out of range.
+            TypeError: Not integers.
+        """
+        points = to_rows(index, len(self)).to(self.device)
+        rows = points.reshape(-1).remainder(self.num_stored)
+        samples = decode(self._contents.data[rows], *self._contents.affine)
+        if self.flip:
+            mirrored = (points.reshape(-1) >= self.num_stored).nonzero()[:, 0]
+            samples[mirrored] = samples[mirrored].flip(-1)
+        return samples.reshape((*points.shape, *self.sample_shape))
+
+    def to(self, device: torch.device | str | int) -> TrainingSet:
+        """The set on a device; the set itself when it is there already.
+
+        Args:
+            device: Where to. There is no argument for a type: the storage is never converted.
+        """
+        if torch.empty(0, device=device).device == self.device:
+            return self
+        return _make(type(self), self._contents.to(device), self._sha256)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the rows: over shape, type, value range and the digests of fixed shards.
+
+        It is the same however the rows were loaded. Labels, weights and ``flip`` are not in it.
+        Computed when first asked for.
+        """
+        if self._sha256 is None:
+            self._sha256 = digest(self._contents.data, self.value_range)
+        return self._sha256
+
+    def subset(self, indices: Index) -> TrainingSet:
+        """The set of some stored rows, with their labels and weights, copied.
+
+        ``flip`` and ``num_classes`` stay as they are: an image goes together with its mirror.
+
+        Args:
+            indices: Integers in ``[-N, N)``, a mask ``(N,)`` or a slice, at least one row; a row
+                may occur twice.
+
+        Raises:
+            IndexError: Out of range.
+            ValueError: No rows, or rows of weight zero only.
+        """
+        rows = to_rows(indices, self.num_stored).reshape(-1)
+        if len(rows) == 0:
+            raise ValueError("indices must name at least one row, got none")
+        return _make(type(self), self._contents.take(rows))
+
+    def split(self, k: int, generator: torch.Generator | None = None) -> list[TrainingSet]:
+        """Disjoint random parts of equal size, ``N // k`` rows each; ``N % k`` rows are left out.
+
+        Args:
+            k: Number of parts, in ``[1, N]``.
+            generator: Source of the random order; None for torch's own.
+
+        Returns:
+            k sets, rows ascending in each.
+
+        Raises:
+            ValueError: k out of range, or a part without weight.
+        """
+        if not 1 <= k <= self.num_stored:
+            raise ValueError(f"k must be in [1, {self.num_stored}], got {k}")
+        size = self.num_stored // k
+        order = torch.randperm(self.num_stored, generator=generator)
+        return [self.subset(part.sort().values) for part in order[: k * size].split(size)]
+
+    def refresh(self) -> None:
+        """Compute norms and SHA-256 anew after the rows were changed in place.
+
+        The set lets go of its file, which no longer holds these rows.
+
+        Raises:
+            DataError: NaN or an infinity in a row; the set is as before.
+        """
+        self._set(replace(self._contents, origin=None).with_norms())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingSet:
+        """The set itself: it does not change."""
+        return self
+
+    def __copy__(self) -> TrainingSet:
+        """The set itself: it does not change."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path and SHA-256 of rows from a file, and the rows otherwise."""
+        contents = self._contents
+        if contents.origin is None:
+            # A tensor pickles its whole storage, of which the rows may be a small part.
+            data = contents.data
+            if data.untyped_storage().nbytes() > data.nbytes:
+                contents = replace(contents, data=data.clone())
+            return _restore, (type(self), contents, self._sha256)
+        emptied = replace(contents, data=torch.empty(0, device=self.device), norms=torch.empty(0))
+        return _restore, (type(self), emptied, self.sha256)
+
+    def __repr__(self) -> str:
+        """What the set holds, in one line."""
+        parts = [f"{self.num_stored} x {self.sample_shape}", type_name(self.dtype)]
+        if self.value_range is not None:
+            parts[-1] += " in [{:g}, {:g}]".format(*self.value_range)
+        if self.num_classes:
+            parts.append(f"{self.num_classes} classes")
+        if self._contents.log_weights is not None:
+            parts.append("weighted")
+        if self.flip:
+            parts.append("with mirror images")
+        if self.path is not None:
+            parts.append(f"from {self.path}")
+        if self.device.type != "cpu":
+            parts.append(f"on {self.device}")
+        return f"TrainingSet({', '.join(parts)})"
+
+
+def _make(kind: type[TrainingSet], contents: Contents, sha256: str | None = None) -> TrainingSet:
+    """A set of contents that are checked already."""
+    made = kind.__new__(kind)
+    made._set(contents, sha256)
+    return made
+
+
+def _restore(kind: type[TrainingSet], contents: Contents, sha256: str | None) -> TrainingSet:
+    """Undo ``TrainingSet.__reduce__``."""
+    if contents.origin is not None:
+        device = contents.data.device
+        data = contents.origin.load()
+        found = digest(data, contents.value_range)
+        if found != sha256:
+            raise DataError(
+                f"{contents.origin.path}: changed since the set was pickled: sha256 must be "
+                f"{sha256}, got {found}"
+            )
+        contents = replace(contents, data=data).with_norms().to(device)
+    return _make(kind, contents, sha256)
