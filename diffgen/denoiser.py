@@ -44,7 +44,7 @@ class EmpiricalDenoiser(nn.Module):
 
     It has no parameters, no buffers and nothing in its ``state_dict``. ``.to(device)`` moves the
     training set; no dtype conversion (``.half()``, ``.to(torch.bfloat16)``, autocast) touches it.
-    A ``deepcopy`` shares the data. A pickle carries what the set's own pickle carries.
+    A ``deepcopy`` shares the data; a pickle carries what the set's own pickle carries.
 
     Samplers written for EDM and k-diffusion take it as their network: they read the attributes
     below, and what they pass beyond ``(x, sigma, class_labels)`` is ignored.
@@ -57,9 +57,6 @@ class EmpiricalDenoiser(nn.Module):
             looking at a value waits for the device.
 
     Attributes:
-        training_set: The training points.
-        backend: As given.
-        check_values: As given.
         sigma_min: Smallest noise level it takes, 0.
         sigma_max: Largest, infinity.
         label_dim: Number of classes, 0 without labels.
@@ -88,11 +85,7 @@ class EmpiricalDenoiser(nn.Module):
     img_resolution: int
 
     def __init__(
-        self,
-        training_set: TrainingSet,
-        *,
-        backend: str = "auto",
-        check_values: bool | None = None,
+        self, training_set: TrainingSet, *, backend: str = "auto", check_values: bool | None = None
     ) -> None:
         """Keep the set, without registering it; see the class."""
         super().__init__()
@@ -170,7 +163,6 @@ class EmpiricalDenoiser(nn.Module):
             ValueError, TypeError, BackendError: As in ``forward``; or ``top_k`` is out of range.
 
         Example:
-            >>> from diffgen import EmpiricalDenoiser, TrainingSet
             >>> denoiser = EmpiricalDenoiser(TrainingSet(torch.tensor([[-1.0], [1.0], [3.0]])))
             >>> posterior = denoiser.posterior(torch.tensor([[0.9]]), 1.0, top_k=2)
             >>> posterior.top_indices, posterior.top_weights
@@ -210,7 +202,6 @@ class EmpiricalDenoiser(nn.Module):
             ValueError, TypeError, BackendError: As in ``forward``; or v does not go with x.
 
         Example:
-            >>> from diffgen import EmpiricalDenoiser, TrainingSet
             >>> denoiser = EmpiricalDenoiser(TrainingSet(torch.tensor([[-1.0], [1.0]])))
             >>> denoiser.covariance_vector_product(torch.zeros(1, 1), 0.5, torch.full((1, 1), 3.0))
             tensor([[3.]])
@@ -236,16 +227,12 @@ class EmpiricalDenoiser(nn.Module):
         """Exact divergence of the denoiser: ``trace Cov_w(x0) / sigma^2``.
 
         What Hutchinson's estimator approaches with random vectors, from one pass without any.
-        Arguments are those of ``forward``.
+        Arguments and errors are those of ``forward``.
 
         Returns:
             ``(B,)`` float64; NaN at ``sigma = 0``. It has no derivative: asking for one raises.
 
-        Raises:
-            ValueError, TypeError, BackendError: As in ``forward``.
-
         Example:
-            >>> from diffgen import EmpiricalDenoiser, TrainingSet
             >>> denoiser = EmpiricalDenoiser(TrainingSet(torch.tensor([[-1.0], [1.0]])))
             >>> denoiser.divergence(torch.zeros(1, 1), 0.5)
             tensor([4.], dtype=torch.float64)
@@ -278,30 +265,23 @@ class EmpiricalDenoiser(nn.Module):
             ValueError, TypeError, BackendError: As in ``forward``; or sigmas has another shape.
 
         Example:
-            >>> from diffgen import EmpiricalDenoiser, TrainingSet
             >>> denoiser = EmpiricalDenoiser(TrainingSet(torch.tensor([[-1.0], [1.0]])))
             >>> denoiser.sweep(torch.tensor([[0.5]]), torch.tensor([0.1, 1.0, 10.0])).flatten()
             tensor([1.0000, 0.4621, 0.0050])
         """
-        training_set = self.training_set
-        check_query(x, training_set.sample_shape, training_set.device)
-        batch = x.shape[0]
+        query, _, _, labels, ids = self._flatten(x, 0.0, class_labels, exclude)
         levels = torch.as_tensor(sigmas, dtype=torch.float64, device=x.device)
+        batch = x.shape[0]
         if levels.ndim not in (1, 2) or (levels.ndim == 2 and levels.shape[1] != batch):
             got = tuple(levels.shape)
             raise ValueError(f"sigmas must have shape (S,) or (S, {batch}), got {got}")
         steps = levels.shape[0]
         if levels.ndim == 1:
             levels = levels[:, None].expand(steps, batch)
-        labels = self._labels(class_labels, batch, x.device)
-        ids = as_exclude(exclude, batch, x.device)
-        denoised: Tensor = self(
-            x.expand(steps, *x.shape).reshape(steps * batch, *x.shape[1:]),
-            levels.reshape(-1),
-            None if labels is None else labels.repeat(steps),
-            exclude=None if ids is None else ids.repeat(steps),
-        )
-        return denoised.view(steps, *x.shape)
+        labels = None if labels is None else labels.repeat(steps)
+        ids = None if ids is None else ids.repeat(steps)
+        problem = query.repeat(steps, 1), levels.reshape(-1), None, labels, ids
+        return self._moments(problem, mean_dtype=x.dtype).mean.view(steps, *x.shape)
 
     def posterior_mean(
         self,
@@ -331,7 +311,6 @@ class EmpiricalDenoiser(nn.Module):
             ValueError, TypeError, BackendError: As in ``forward``; or alpha requires a gradient.
 
         Example:
-            >>> from diffgen import EmpiricalDenoiser, TrainingSet
             >>> denoiser = EmpiricalDenoiser(TrainingSet(torch.tensor([[-1.0], [2.0]])))
             >>> denoiser.posterior_mean(torch.tensor([[0.3]]), alpha=0.0, sigma=1.0)
             tensor([[0.5000]], dtype=torch.float64)
@@ -344,8 +323,7 @@ class EmpiricalDenoiser(nn.Module):
 
         Args:
             process: Gives ``alpha_t`` and ``sigma_t``; see ``diffgen.processes``.
-            target: What the network predicts: ``"x0"``, ``"epsilon"``, ``"v"``, ``"score"`` or
-                ``"velocity"``.
+            target: What it predicts: ``"x0"``, ``"epsilon"``, ``"v"``, ``"score"``, ``"velocity"``.
 
         Returns:
             A module that shares this denoiser.
@@ -354,7 +332,7 @@ class EmpiricalDenoiser(nn.Module):
             ValueError: If there is no such target.
 
         Example:
-            >>> from diffgen import EmpiricalDenoiser, TrainingSet, processes
+            >>> from diffgen import processes
             >>> denoiser = EmpiricalDenoiser(TrainingSet(torch.tensor([[-1.0], [1.0]])))
             >>> network = denoiser.predictor(processes.DDPM(), "epsilon")
             >>> network(torch.tensor([[0.5]]), 999)
@@ -382,13 +360,6 @@ class EmpiricalDenoiser(nn.Module):
     def _flip(self) -> tuple[int, ...] | None:
         return self.training_set.sample_shape if self.training_set.flip else None
 
-    def _labels(self, class_labels: Ids, batch: int, device: torch.device) -> Ids:
-        if class_labels is None:
-            return None
-        if self.label_dim == 0 and getattr(class_labels, "shape", None) == (batch, 0):
-            return None  # one-hot labels of no classes: what EDM has for a set without labels
-        return as_labels(class_labels, batch, self.label_dim, device)
-
     def _flatten(
         self, x: Tensor, sigma: Level, class_labels: Ids, exclude: Ids, alpha: Level | None = None
     ) -> Problem:
@@ -396,11 +367,13 @@ class EmpiricalDenoiser(nn.Module):
         device = training_set.device
         check_query(x, training_set.sample_shape, device)
         batch = x.shape[0]
+        if self.label_dim == 0 and getattr(class_labels, "shape", None) == (batch, 0):
+            class_labels = None  # one-hot labels of no classes: EDM's for a set without labels
         return (
             x.reshape(batch, training_set.view().data.shape[1]),
             as_sigma(sigma, batch, device),
             None if alpha is None else as_sigma(alpha, batch, device, "alpha"),
-            self._labels(class_labels, batch, device),
+            as_labels(class_labels, batch, self.label_dim, device),
             as_exclude(exclude, batch, device),
         )
 

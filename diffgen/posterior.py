@@ -62,6 +62,10 @@ class Posterior(NamedTuple):
             index; -1 where the query is not finite.
         top_weights: Their posterior weights, ``(B, k)``.
         top_distances: Their l2 distances (not squared) from x, ``(B, k)``.
+
+    Source:
+        Yi, Sun, Li, On the Generalization of Diffusion Model (2023), arXiv:2305.14712;
+        Vincent, A connection between score matching and denoising autoencoders (2011), the score.
     """
 
     mean: Tensor
@@ -189,7 +193,7 @@ def _log_rest_of_groups(log_weights: Tensor, groups: Tensor, count: int) -> Tens
         return nothing.scatter_reduce(0, groups, values, "amax")
 
     rest = torch.where(log_weights == largest(log_weights)[groups], -inf, log_weights)
-    scale = largest(rest).nan_to_num(neginf=0.0)
+    scale = largest(rest)  # -inf, and so NaN below, for a group of which nothing is left
     return scale + nothing.exp().scatter_add(0, groups, (rest - scale[groups]).exp()).log()
 
 

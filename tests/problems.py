@@ -299,6 +299,22 @@ def weighted_class(seed: int, storage: torch.dtype, query_dtype: torch.dtype) ->
 
 
 @problem
+def many_rows(seed: int, storage: torch.dtype, query_dtype: torch.dtype) -> Problem:
+    """Enough rows for several threads and blocks."""
+    data = encode(uniform(5000, 6, seed), storage, (-1.0, 1.0))
+    sigma = (0.002, 0.1, 1.0)
+    return from_stored(data, noised(sigma, 3, seed), sigma, query_dtype)
+
+
+@problem
+def many_rows_of_a_class(seed: int, storage: torch.dtype, query_dtype: torch.dtype) -> Problem:
+    data = encode(uniform(5000, 6, seed), storage, (-1.0, 1.0))
+    rows = list(range(1, 5000, 2))
+    sigma = (0.05, 0.2, 5.0)
+    return from_stored(data, noised(sigma, 3, seed), sigma, query_dtype, rows=rows)
+
+
+@problem
 def left_out(seed: int, storage: torch.dtype, query_dtype: torch.dtype) -> Problem:
     """Each query leaves out the row it was made from, or another, or none."""
     data = encode(natural(40, 6, seed), storage, (-1.0, 1.0))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import importlib.util
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import problems
@@ -20,9 +20,6 @@ from diffgen.backends import eager, eager_rows, reference, registry
 from diffgen.backends.problem import CovarianceInputs, Problem
 from diffgen.backends.registry import Moments
 
-if importlib.util.find_spec("diffgen.backends.cpu"):
-    importlib.import_module("diffgen.backends.cpu")
-
 BACKENDS = [name for name in registry.names() if name != "reference"]
 CASES = [
     pytest.param(name, storage, query, id=f"{name}-{storage}-{query}".replace("torch.", ""))
@@ -32,6 +29,15 @@ CASES = [
 ]
 EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 EACH_CASE = pytest.mark.parametrize(("name", "storage", "query"), CASES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These problems are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @functools.cache
@@ -170,6 +176,18 @@ def test_float32_mean_is_rounded_once(backend: str, storage: torch.dtype) -> Non
     got = run.moments(problem, False, 0, torch.float32)
     assert got[0].dtype == torch.float32
     assert accuracy.units_of_promise(got, want, problem)["mean"] <= 1
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("name", ["many_rows", "many_rows_of_a_class", "no_query", "one_row"])
+def test_threads_share_the_rows(backend: str, threads: int, name: str) -> None:
+    for case in ((name, torch.uint8, torch.float32), (name, torch.float32, torch.float64)):
+        problem, want = problem_of(*case), expected(*case)
+        run = usable(backend, problem)
+        torch.set_num_threads(threads)
+        got = run.moments(problem, True, nearest_asked(problem), torch.float64)
+        check(got, want, problem, bounds(*case, roundoff(backend, problem)))
 
 
 @EACH_BACKEND
@@ -321,11 +339,9 @@ def test_eager_blocks_of_any_size_give_the_same(
     case = (name, storage, torch.float64)
     problem = problem_of(*case)
     batch, features = problem.query.shape
-    monkeypatch.setattr(eager_rows, "BLOCK_ELEMENTS", 3 * max(features, 2 * batch))
-    monkeypatch.setattr(eager_rows, "PAIR_ELEMENTS", 2 * features)
-    if len(problem.data) > 200:
-        monkeypatch.setattr(eager_rows, "BLOCK_ELEMENTS", 170 * max(features, 2 * batch))
-        monkeypatch.setattr(eager_rows, "PAIR_ELEMENTS", 2000 * features)
+    rows, pairs = (3, 3 * batch + 1) if len(problem.data) < 100 else (170, 10_000)
+    monkeypatch.setattr(eager_rows, "BLOCK_ELEMENTS", rows * max(features, 2 * batch))
+    monkeypatch.setattr(eager_rows, "PAIR_ELEMENTS", pairs * features)
     got = eager.moments(problem, True, nearest_asked(problem), torch.float64)
     check(got, expected(*case), problem, bounds(*case, 2.0**-53))
 
@@ -385,7 +401,3 @@ def test_eager_refuses_what_it_cannot_read() -> None:
     problem = changed(plain(), data=torch.zeros(40, 108, dtype=torch.int32))
     reasons = registry.get("eager").refuses(problem)
     assert reasons == ["needs uint8 or floating-point data, got torch.int32"]
-
-
-def test_package_is_imported() -> None:
-    assert diffgen.backends.__name__ == "diffgen.backends"

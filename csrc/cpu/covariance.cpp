@@ -21,6 +21,10 @@ namespace diffgen::cpu {
 
 namespace {
 
+// Where one row has nearly all the weight the covariance is that of the next ones: rows are kept
+// down to weights of e^-60, below which sigma^-2 does not raise them to anything.
+constexpr double kMargin = 60.0;
+
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // What the whole call needs of each query beside the problem.
@@ -206,7 +210,7 @@ Outcome covariance_product(const Problem& problem, const CovarianceInput& input,
         for (int64_t block = first; block < last; ++block) {
             const int64_t begin = block * cut.block;
             wave.blocks.emplace_back(problem, kernels, begin,
-                                     std::min(problem.batch, begin + cut.block));
+                                     std::min(problem.batch, begin + cut.block), kMargin);
             std::vector<Direction> directions;
             for (int64_t i = 0; i < wave.blocks.back().count(); ++i) {
                 directions.push_back(direction_of(problem, input, wave.blocks.back()[i], begin + i));

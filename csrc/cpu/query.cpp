@@ -1,5 +1,6 @@
 #include "query.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace diffgen::cpu {
@@ -17,7 +18,7 @@ constexpr double kTolerance = 7.6e-6;
 constexpr double kDoubleTolerance = 2e-10;
 // Rows that many nats and the logarithm of the count below the best are dropped.
 constexpr double kMargin = 14.5;
-constexpr double kDoubleMargin = 32.0;
+constexpr double kDoubleMargin = 40.0;
 
 // Roundings that the product of feature k passes through before it is promoted to float64: the
 // additions left in its sum, the two sums' addition, and those that fold the vector.
@@ -28,7 +29,8 @@ int chain_weight(int64_t k, const Kernels& kernels) {
 
 }  // namespace
 
-QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end)
+QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
+                       double least_margin)
     : count_(end - begin) {
     const int64_t features = problem.features;
     const int64_t stride_low = padded_stride<float>(features);
@@ -85,7 +87,8 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         const bool doubles = problem.query_is_double;
         query.tolerance = doubles ? kDoubleTolerance : kTolerance;
         query.log_rows = std::log(rows > 1.0 ? rows : 1.0);
-        query.margin = query.log_rows + (doubles ? kDoubleMargin : kMargin);
+        query.margin =
+            query.log_rows + std::max(doubles ? kDoubleMargin : kMargin, least_margin);
     }
 }
 

@@ -43,8 +43,10 @@ struct Query {
 
 class QueryBlock {
 public:
-    // Queries [begin, end) of the problem.
-    QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end);
+    // Queries [begin, end) of the problem. Rows are kept that are at most `least_margin` nats and
+    // the logarithm of their count below the best, or further where the promise needs them.
+    QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
+               double least_margin = 0.0);
 
     int64_t count() const { return count_; }
     const Query& operator[](int64_t i) const { return queries_[i]; }

@@ -162,7 +162,7 @@ class _Demo:
                 self.sigmas,
                 sampler=name,
                 x_init=self.sigmas[0] * noise,
-                progress=progress.has_bars(),
+                progress=True,
                 dtype=torch.float32,
             )
             self.samples[name] = drawn

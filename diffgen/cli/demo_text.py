@@ -83,7 +83,7 @@ def neighbors(found: Mapping[str, Neighbors]) -> str:
 def what_ran(ran: Mapping[str, Any], num_samples: int) -> str:
     """The backend, its time, and its share of the machine's ceiling."""
     ceilings = ran["ceilings"]
-    share = f"{ran['share_of_ceiling']:.0%}" if ran["share_of_ceiling"] is not None else "-"
+    share = text.percent(ran["share_of_ceiling"]) if ran["share_of_ceiling"] is not None else "-"
     return "\n".join(
         [
             "",

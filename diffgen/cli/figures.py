@@ -65,11 +65,13 @@ def draw(
     require("matplotlib", "matplotlib", "demo")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 2.55 * max(2, len(groups)) + 1.1), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(rect=(0.005, 0.035, 0.99, 0.955))  # type: ignore[union-attr]
+    figure = Figure(figsize=(14, 2.55 * max(2, len(groups)) + 1.1), dpi=120)
+    # Room for the footer, which the layout does not count.
+    figure.set_layout_engine("constrained", rect=(0.005, 0.035, 0.99, 0.955))
     figure.suptitle(title, fontsize=14, color=_INK, fontweight="bold")
     figure.text(0.012, 0.012, footer, fontsize=8, color=_FAINT)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.55, 1), wspace=0.03)
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1.55, 1), wspace=0.03)
+    left, right = halves
     for axes, group in zip(left.subplots(len(groups), 1, squeeze=False)[:, 0], groups, strict=True):
         _gallery(axes, group, limits)
     ratios, neighbors = right.subplots(2, 1, gridspec_kw={"hspace": 0.12})
@@ -127,7 +129,7 @@ def _draw_ratios(axes: Any, groups: Sequence[Group]) -> None:
     axes.text(
         threshold - 0.01, 0.5, "memorised", ha="right", va="center", color=_ORANGE, fontsize=9
     )
-    for group, (colour, dashes, width) in zip(groups, _styles(len(groups)), strict=True):
+    for group, (colour, dashes, width) in zip(groups, _STYLES, strict=False):
         values = group.memorization.distance_ratios.sort().values
         share = torch.arange(1, len(values) + 1).double() / len(values)
         axes.step(
@@ -175,11 +177,6 @@ def _draw_neighbors(axes: Any, curves: Sequence[tuple[str, Neighbors]]) -> None:
     )
     axes.legend(frameon=False, fontsize=9, loc="center left")
     _tidy(axes)
-
-
-def _styles(count: int) -> list[Any]:
-    """Line styles that keep the last kind, the real images, in its own colour."""
-    return [*_STYLES[: count - 1], _STYLES[-1]] if count > 1 else [_STYLES[0]]
 
 
 def _tidy(axes: Any) -> None:

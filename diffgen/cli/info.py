@@ -135,7 +135,7 @@ def _as_text(record: dict[str, Any]) -> str:
     if any(backend["speeds"] for backend in record["backends"]):
         lines += [
             "",
-            "one pass over 10,000 points of 3 x 32 x 32, and its share of the ceiling",
+            f"one pass over {_megabytes()} MB of 3 x 32 x 32 images, and its share of the ceiling",
             "",
             text.table(_speed_rows(record["backends"]), "<" + ">" * 6),
         ]
@@ -168,6 +168,11 @@ def _accuracy_rows(backends: Sequence[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def _megabytes() -> int:
+    count, channels, side = selfcheck.SPEED_SIZE
+    return round(4 * count * channels * side * side / 1e6)
+
+
 def _speed_rows(backends: Sequence[dict[str, Any]]) -> list[list[str]]:
     timed = [backend for backend in backends if backend["speeds"]]
     names = list(dict.fromkeys(s["name"] for backend in timed for s in backend["speeds"]))
@@ -177,7 +182,9 @@ def _speed_rows(backends: Sequence[dict[str, Any]]) -> list[list[str]]:
         cells = []
         for name in names:
             speed = found.get(name)
-            cells += [_speed(speed), f"{speed['share_of_ceiling']:.0%}"] if speed else ["-", ""]
+            cells += (
+                [_speed(speed), text.percent(speed["share_of_ceiling"])] if speed else ["-", ""]
+            )
         rows.append([backend["name"], *cells])
     return rows
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
 
@@ -36,8 +35,3 @@ def require(module: str, package: str, extra: str) -> Any:
     except ImportError as error:
         message = f"this needs {package}: pip install 'diffgen[{extra}]'"
         raise MissingDependencyError(message) from error
-
-
-def is_installed(module: str) -> bool:
-    """Whether a top-level module can be imported."""
-    return importlib.util.find_spec(module) is not None

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, where tqdm is installed; without it the work goes on quietly."""
+"""Progress on stderr: bars, and a line that says what is being done."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from diffgen.cli.optional import is_installed
+from tqdm.auto import tqdm
 
 DELAY_S = 0.5
 """Work that is done within this shows no bar."""
 
 T = TypeVar("T")
-
-
-def has_bars() -> bool:
-    """Whether bars can be shown."""
-    return is_installed("tqdm")
 
 
 class Bar:
@@ -27,18 +22,13 @@ class Bar:
 
     def __init__(self, description: str, total: int, unit: str) -> None:
         """Shows nothing until the work has taken a moment."""
-        self._bar: Any = None
-        if has_bars():
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total, desc=description, unit=unit, delay=DELAY_S, leave=False)
+        self._bar: Any = tqdm(total=total, desc=description, unit=unit, delay=DELAY_S, leave=False)
 
     def __call__(self, items: Iterable[T]) -> Iterator[T]:
         """Passes the items through; each is a step once it is done with."""
         for item in items:
             yield item
-            if self._bar is not None:
-                self._bar.update()
+            self._bar.update()
 
     def __enter__(self) -> Bar:
         """Nothing more."""
@@ -46,8 +36,7 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         """Takes the bar away."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 class Line:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffgen import machine, schedules
-from diffgen.cli import pictures, progress, report, text
+from diffgen.cli import pictures, report, text
 from diffgen.cli.meter import Meter, chosen_backend
 from diffgen.cli.optional import require
 from diffgen.cli.options import (
@@ -125,7 +125,7 @@ def _draw(meter: Meter, args: argparse.Namespace, sigmas: Tensor, count: int, in
         # A source for each batch: asking for more samples leaves the first ones as they are.
         generator=generator(args.seed, f"batch {index}"),
         class_labels=labels,
-        progress=progress.has_bars(),
+        progress=True,
     )
 
 

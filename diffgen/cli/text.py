@@ -64,3 +64,14 @@ def seconds(value: float) -> str:
     if value < 100:
         return f"{value:.1f} s"
     return f"{round(value) // 60} min {round(value) % 60} s"
+
+
+def percent(share: float) -> str:
+    """A share in percent.
+
+    Example:
+        >>> percent(0.123), percent(0.002), percent(0.0)
+        ('12%', '0.2%', '0%')
+    """
+    value = 100 * share
+    return f"{value:.1g}%" if 0 < value < 1 else f"{value:.0f}%"
