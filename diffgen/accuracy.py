@@ -97,7 +97,7 @@ def _worst(error: Tensor, tolerance: Tensor, result: Tensor, reference: Tensor) 
     agree = (result == reference) | (result.isnan() & reference.isnan())
     units = torch.where(special, torch.where(agree, 0.0, torch.inf), error / tolerance)
     units = torch.where(~special & (error == 0), 0.0, units)
-    return float(units.nan_to_num(nan=torch.inf).amax())
+    return float(torch.where(units.isnan(), torch.inf, units).amax())
 
 
 def mean_tolerance(problem: Problem) -> float:
@@ -194,7 +194,7 @@ def logit_bound(problem: Problem, logsumexp: Tensor, unit: float) -> Tensor:
     sigma = problem.sigma
     steps = 8 + math.sqrt(rows.shape[1])
     eta = steps * unit * (reach / sigma / sigma / 2 + logsumexp.abs() + 1)
-    return eta.nan_to_num(nan=torch.inf)
+    return torch.where(eta.isnan(), torch.inf, eta)
 
 
 def derived_bounds(problem: Problem, reference: Moments, unit: float) -> tuple[Tensor, Tensor]:
@@ -227,14 +227,16 @@ def covariance_tolerance(
 
     An error of at most :math:`\eta` in each logit multiplies each weight by a factor within
     :math:`e^{\pm 2 \eta}` (once for the logit, once for the log-sum-exp that it is taken relative
-    to), and :math:`y_i - m` and :math:`\rho_i` are off by some :math:`\delta_y` and
-    :math:`\delta_\rho` of rounding, all that is left where the weight is on equal rows. With
+    to); :math:`y_i - m` and :math:`\rho_i` are off by some :math:`\delta_y` and
+    :math:`\delta_\rho` of rounding, all that is left where the weight is on equal rows; and rows
+    that together hold less than :math:`\mu = 128 u` of the weight may be missing. With
     :math:`C_i = |y_i - m| |v| + |c \rho_i|`, norms standing for the rounding of the product, the
     result is off by at most
 
     .. math::
         (e^{2 \eta} - 1) \sum_i w_i C_i |y_i - m|
-        + \sum_i w_i [(C_i + \delta_C) (|y_i - m| + \delta_y) - C_i |y_i - m|] .
+        + \sum_i w_i [(C_i + \delta_C) (|y_i - m| + \delta_y) - C_i |y_i - m|]
+        + \mu \max_i C_i |y_i - m| .
 
     Args:
         problem: The problem, small: rows are decoded whole.
@@ -242,13 +244,16 @@ def covariance_tolerance(
         unit: Unit roundoff of the arithmetic.
 
     Returns:
-        Tolerances ``(B, D)`` and ``(B, 2)``, capped by the promise; NaN where the op returns NaN.
+        Tolerances ``(B, D)`` and ``(B, 2)``, with the first factor capped by the promise; NaN
+        where the op returns NaN.
     """
     eta = logit_bound(problem, inputs.logsumexp, unit)
     cap = promises(problem)["covariance_product"].relative
     factors = (torch.expm1(2 * eta) + 8 * unit).clamp(max=cap)
     product = torch.full(inputs.mean.shape, torch.nan, dtype=torch.float64)
     moment = torch.full((len(eta), 2), torch.nan, dtype=torch.float64)
+    root = math.sqrt(problem.data.shape[1])
+    mass = 128 * unit
     for index in range(len(eta)):
         if not bool(eta[index] < torch.inf):
             continue
@@ -259,18 +264,20 @@ def covariance_tolerance(
         base = (query - alpha * mean).square().sum()
         vector = inputs.v[index].norm()
         centred, rho = (rows - mean).abs(), (squared - base).abs()
-        size = centred.norm(dim=1) * vector + radial * rho
-        # A handful of roundings of the rows, and those of two squared distances.
+        across = centred.norm(dim=1) * vector
+        size = across + radial * rho
+        # The rounding of decoded rows, and that of the two squared distances, expanded.
         shift = 8 * unit * (rows.abs().amax() + abs(problem.offset))
-        bend = 8 * unit * (squared + base) + 2 * alpha * shift * math.sqrt(rows.shape[1]) * (
+        reach = query.square().sum() + alpha * alpha * rows.square().sum(1)
+        bend = 2 * (8 + root) * unit * reach + 2 * alpha * shift * root * (
             squared.sqrt() + base.sqrt()
         )
-        more = shift * math.sqrt(rows.shape[1]) * vector + radial * bend
+        more = shift * root * vector + radial * bend
         factor = factors[index]
         product[index] = (weights * ((1 + factor) * size + more)) @ (centred + shift)
         product[index] -= (weights * size) @ centred
-        across = centred.norm(dim=1) * vector
+        product[index] += mass * (size[:, None] * centred).amax(0)
         moment[index, 0] = (weights * ((1 + factor) * across + more)) @ (rho + bend)
-        moment[index, 0] -= (weights * across) @ rho
-        moment[index, 1] = weights @ (factor * rho + bend)
+        moment[index, 0] += mass * (across * rho).amax() - (weights * across) @ rho
+        moment[index, 1] = weights @ (factor * rho + bend) + mass * rho.amax()
     return product, moment

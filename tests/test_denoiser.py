@@ -9,6 +9,7 @@ import torch
 from exact import exact, images, noised
 from torch import nn
 
+from diffgen.backends import registry
 from diffgen.denoiser import EmpiricalDenoiser
 from diffgen.training_set import TrainingSet
 
@@ -285,11 +286,20 @@ def test_construction_refuses_what_it_cannot_use():
         EmpiricalDenoiser(TrainingSet(images(3)), backend="gpu")
 
 
-def test_a_named_backend_runs():
-    data = images(5)
-    x = noised(data, 0.5, 2)
-    named = EmpiricalDenoiser(TrainingSet(data), backend="reference")
-    assert_mean(named(x, 0.5), exact(x, data, 0.5).mean)
+def test_a_named_backend_runs(monkeypatch):
+    asked = []
+
+    def choose(problem, name):
+        asked.append(name)
+        return registry.get("reference")
+
+    monkeypatch.setattr(registry, "choose", choose)
+    denoiser = EmpiricalDenoiser(TrainingSet(images(5)), backend="cpu:portable")
+    x = images(2)
+    denoiser(x, 0.5)
+    denoiser.posterior(x, 0.5)
+    denoiser.covariance_vector_product(x, 0.5, x)
+    assert asked == ["cpu:portable"] * 4
 
 
 def test_module_has_no_state_and_keeps_its_meaning():

@@ -118,7 +118,8 @@ SANITIZERS = {
         "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     },
-    "thread": {"TSAN_OPTIONS": "halt_on_error=1"},
+    # The program forks and starts threads in the child, which the sanitizer refuses by default.
+    "thread": {"TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0"},
 }
 
 

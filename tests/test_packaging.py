@@ -143,6 +143,8 @@ def test_install_without_compiler_works_and_says_why(unpacked, tmp_path):
     assert why in (target / "diffgen" / RECORD).read_text()
     assert not list((target / "diffgen").glob("*.so"))
     assert why in what_the_package_says(target, tmp_path)
+    info = ("-m", "diffgen", "info", "--backend", "reference", "--no-speed")
+    assert why in run(*info, cwd=tmp_path, PYTHONPATH=str(target))
     assert "[[0.0, 0.0]]" in run("-c", CODE_THAT_USES_IT, cwd=tmp_path, PYTHONPATH=str(target))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import mpmath
+import problems
 import pytest
 import torch
 
-import problems
 from diffgen.set_view import origin
 
 

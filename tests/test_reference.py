@@ -6,11 +6,11 @@ import dataclasses
 import math
 
 import mpmath
+import problems
 import pytest
 import torch
 from torch import Tensor
 
-import problems
 from diffgen.backends import reference
 from diffgen.backends.problem import CovarianceInputs, Problem
 
@@ -150,7 +150,9 @@ def test_covariance_product_agrees_with_sixty_digits(name: str, storage: torch.d
 
 def one(values: list[list[float]], query: list[float], sigma: float, **extra: object) -> Problem:
     data = torch.tensor(values, dtype=torch.float64)
-    return problems.from_stored(data, torch.tensor([query]).double(), sigma, torch.float64, **extra)
+    return problems.from_stored(
+        data, torch.tensor([query], dtype=torch.float64), sigma, torch.float64, **extra
+    )
 
 
 def test_single_row_is_the_answer_at_any_noise() -> None:

@@ -40,7 +40,7 @@ def _shifted(index: int, by: float) -> Backend:
 
 
 def test_every_usable_backend_keeps_the_promise() -> None:
-    problems = list(selfcheck.cases())
+    problems = selfcheck.cases()
     for status in diffgen.backends():
         if status.usable:
             found = selfcheck.check(registry.get(status.name), problems)
@@ -49,7 +49,7 @@ def test_every_usable_backend_keeps_the_promise() -> None:
 
 
 def test_reference_is_not_off_from_itself() -> None:
-    found = selfcheck.check(registry.get("reference"), list(selfcheck.cases()))
+    found = selfcheck.check(registry.get("reference"), selfcheck.cases())
     # uint8 and float32, two levels, and float32 data twice: with float64 queries too.
     assert (found.worst, found.num_problems) == (0.0, 6)
 
@@ -68,7 +68,7 @@ def test_wrong_covariance_product_is_seen() -> None:
         right, moment = registry.get("reference").covariance_product(problem, inputs)
         return 1.1 * right, moment
 
-    found = selfcheck.check(_reference(covariance_product=product), list(selfcheck.cases()))
+    found = selfcheck.check(_reference(covariance_product=product), selfcheck.cases())
     assert found.worst > 1
     assert found.where.startswith("covariance product")
 
@@ -77,7 +77,7 @@ def test_backend_that_raises_is_infinitely_off() -> None:
     def moments(*_: Any) -> Moments:
         raise RuntimeError("planted\nerror")
 
-    found = selfcheck.check(_reference(moments=moments), list(selfcheck.cases())[:1])
+    found = selfcheck.check(_reference(moments=moments), selfcheck.cases()[:1])
     assert found.worst == math.inf
     assert found.where.startswith("RuntimeError: planted error")
 
@@ -86,7 +86,7 @@ def test_refused_problems_are_named_not_counted() -> None:
     def refuses(problem: Problem) -> list[str]:
         return ["needs floats"] if problem.data.dtype == torch.uint8 else []
 
-    found = selfcheck.check(_reference(refuses=refuses), list(selfcheck.cases()))
+    found = selfcheck.check(_reference(refuses=refuses), selfcheck.cases())
     assert found.refusals == ("needs floats",)
     assert found.num_problems == 4
 

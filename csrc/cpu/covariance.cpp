@@ -210,7 +210,7 @@ Outcome covariance_product(const Problem& problem, const CovarianceInput& input,
         for (int64_t block = first; block < last; ++block) {
             const int64_t begin = block * cut.block;
             wave.blocks.emplace_back(problem, kernels, begin,
-                                     std::min(problem.batch, begin + cut.block), kMargin);
+                                     std::min(problem.batch, begin + cut.block), true, kMargin);
             std::vector<Direction> directions;
             for (int64_t i = 0; i < wave.blocks.back().count(); ++i) {
                 directions.push_back(direction_of(problem, input, wave.blocks.back()[i], begin + i));

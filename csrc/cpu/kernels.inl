@@ -13,7 +13,7 @@ using namespace diffgen::cpu;
 #define DIFFGEN_UNROLL _Pragma("GCC unroll 16")
 
 // Features are taken in blocks that keep a tile of queries in the first-level cache.
-constexpr int64_t kQueryBytes = 12288;
+constexpr int64_t kQueryBytes = 24576;
 
 inline int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;

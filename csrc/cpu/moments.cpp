@@ -129,6 +129,8 @@ private:
                 state.mass_logits += weight * (survivors.logits[s] - state.reference);
             }
             state.mass_norms += weight * tile_.norm(survivors.rows[s]);
+            const double length = tile_.length(survivors.rows[s]);
+            state.mass_errors += weight * (survivors.error_slope * length + survivors.error_floor);
         }
         const double share =
             static_cast<double>(survivors.count) / static_cast<double>(tile_.count());
@@ -297,14 +299,12 @@ PosteriorState& merge(const Query& query, Worker* workers, int64_t chunks, int64
     return first;
 }
 
-}  // namespace
-
-Outcome moments(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
-                const Control& control) {
-    StopSign stop(control);
+// Runs the problem; queries whose bound is over their tolerance in the end go to `unsettled`.
+Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
+            int threads, StopSign& stop, bool careful, std::vector<int64_t>& unsettled) {
     // The trace is a small difference of large sums, and float64 queries are promised 1e-9.
     const bool in_double = output.functionals != nullptr || problem.query_is_double;
-    const Partition cut = partition(problem, RowTile(problem).capacity(), control.threads);
+    const Partition cut = partition(problem, RowTile(problem).capacity(), threads);
     Wave wave{cut, stop, {}, {}};
     for (int64_t i = 0; i < std::min(cut.blocks_at_once, cut.blocks) * cut.chunks; ++i) {
         wave.workers.emplace_back(problem, kernels, cut.block, output.top_k, in_double);
@@ -316,16 +316,17 @@ Outcome moments(const Problem& problem, const MomentsOutput& output, const Kerne
         for (int64_t block = first; block < last; ++block) {
             const int64_t begin = block * cut.block;
             wave.blocks.emplace_back(problem, kernels, begin,
-                                     std::min(problem.batch, begin + cut.block));
+                                     std::min(problem.batch, begin + cut.block), careful);
         }
         const int64_t tasks = (last - first) * cut.chunks;
         for (int64_t task = 0; task < tasks; ++task) {
             wave.workers[task].start(wave.blocks[task / cut.chunks].count());
         }
-        run_tasks(tasks, control.threads, stop, &wave, Wave::run);
+        run_tasks(tasks, threads, stop, &wave, Wave::run);
         if (stop.stopped()) return {Status::cancelled, -1};
         for (int64_t block = first; block < last; ++block) {
             const QueryBlock& queries = wave.blocks[block - first];
+            Worker* const workers = &wave.workers[(block - first) * cut.chunks];
             for (int64_t i = 0; i < queries.count(); ++i) {
                 const int64_t b = block * cut.block + i;
                 if (!queries[i].finite) {
@@ -334,9 +335,10 @@ Outcome moments(const Problem& problem, const MomentsOutput& output, const Kerne
                 }
                 double left_out = 0.0;
                 PosteriorState& state =
-                    merge(queries[i], &wave.workers[(block - first) * cut.chunks], cut.chunks, i,
-                          problem.features, left_out);
-                if (state.mass > 0.0) {
+                    merge(queries[i], workers, cut.chunks, i, problem.features, left_out);
+                if (state.mass_errors > queries[i].tolerance * state.mass && !careful) {
+                    unsettled.push_back(b);
+                } else if (state.mass > 0.0) {
                     write(problem, output, b, queries[i], state, left_out);
                 } else {
                     write_nothing(problem, output, b);
@@ -344,6 +346,24 @@ Outcome moments(const Problem& problem, const MomentsOutput& output, const Kerne
                 }
             }
         }
+    }
+    return outcome;
+}
+
+}  // namespace
+
+Outcome moments(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
+                const Control& control) {
+    StopSign stop(control);
+    std::vector<int64_t> unsettled;
+    Outcome outcome = run(problem, output, kernels, control.threads, stop, false, unsettled);
+    if (outcome.status == Status::cancelled) return outcome;
+    // Rare: the weights are on rows far longer than their tiles' mean.
+    for (const int64_t b : unsettled) {
+        const auto again =
+            run(problem.only(b), output.only(b, problem.features), kernels, control.threads, stop,
+                true, unsettled);
+        if (again.status == Status::cancelled) return again;
     }
     return outcome;
 }

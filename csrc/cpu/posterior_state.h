@@ -16,6 +16,7 @@ struct PosteriorState {
     double mass_squares = 0.0;     // sum of squared weights
     double mass_logits = 0.0;      // sum of weight (logit - reference)
     double mass_norms = 0.0;       // sum of weight |row - origin|^2
+    double mass_errors = 0.0;      // sum of weight times the bound on its logit's error
     double* sums = nullptr;        // sum of weight z, float64
     float* sums_low = nullptr;     // the part not yet added to `sums`, float32; null where unused
     int64_t chains = 0;            // additions to `sums_low` since it was last emptied
@@ -40,13 +41,14 @@ struct PosteriorState {
             mass *= factor;
             mass_squares *= factor * factor;
             mass_norms *= factor;
+            mass_errors *= factor;
             for (int64_t k = 0; k < features; ++k) sums[k] *= factor;
         }
         reference = target;
     }
 
     void clear_sums(int64_t features) {
-        mass = mass_squares = mass_logits = mass_norms = 0.0;
+        mass = mass_squares = mass_logits = mass_norms = mass_errors = 0.0;
         for (int64_t k = 0; k < features; ++k) sums[k] = 0.0;
     }
 
@@ -61,6 +63,7 @@ struct PosteriorState {
         mass_squares += other.mass_squares;
         mass_logits += other.mass_logits;
         mass_norms += other.mass_norms;
+        mass_errors += other.mass_errors;
         for (int64_t k = 0; k < features; ++k) sums[k] += other.sums[k];
         best = std::max(best, other.best);
     }

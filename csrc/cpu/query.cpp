@@ -12,7 +12,7 @@ constexpr double kUnit64 = 0x1p-53;
 // First-order bounds are widened by this for the higher orders.
 constexpr double kSlack = 1.001;
 // Of the 1e-5 promised for the mean, what the logits may take; the weighted sum takes the rest
-// (its chains are at most 2 kSumChain + 8 additions long).
+// (its chains are kSumChain + 8 additions long).
 constexpr double kTolerance = 7.6e-6;
 // Of the 1e-9 promised for float64 queries.
 constexpr double kDoubleTolerance = 2e-10;
@@ -30,7 +30,7 @@ int chain_weight(int64_t k, const Kernels& kernels) {
 }  // namespace
 
 QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
-                       double least_margin)
+                       bool careful, double least_margin)
     : count_(end - begin) {
     const int64_t features = problem.features;
     const int64_t stride_low = padded_stride<float>(features);
@@ -53,6 +53,7 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         query.row_scale = query.alpha * problem.scale;
         query.exclude = problem.exclude ? problem.exclude[b] : -1;
         query.is_double = problem.query_is_double;
+        query.careful = careful;
         const double shift = query.alpha * origin;
         double square = 0.0;
         double weighted = 0.0;

@@ -30,6 +30,7 @@ struct Query {
     bool finite = true;
     bool sigma_is_zero = false;
     bool is_double = false;
+    bool careful = false;  // every row's bound is held against the tolerance, not their mean
 
     double length = 0.0;  // |x|
 
@@ -46,7 +47,7 @@ public:
     // Queries [begin, end) of the problem. Rows are kept that are at most `least_margin` nats and
     // the logarithm of their count below the best, or further where the promise needs them.
     QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
-               double least_margin = 0.0);
+               bool careful, double least_margin = 0.0);
 
     int64_t count() const { return count_; }
     const Query& operator[](int64_t i) const { return queries_[i]; }

@@ -7,13 +7,15 @@ namespace diffgen::cpu {
 
 namespace {
 
-constexpr int64_t kTileBytes = 600 * 1024;
+constexpr int64_t kTileBytes = 450 * 1024;
 constexpr int64_t kFewestRows = 12;
 constexpr int64_t kMostRows = 240;
 // Products are formed in float64 from the tile on in which more than this share of the rows had to
 // be decided, and in float32 again when fewer than the lower share matter.
 constexpr double kWidenAbove = 0.125;
 constexpr double kNarrowBelow = 0.05;
+// A tile's largest bound may be that many times the tolerance when its mean is below it.
+constexpr double kMostOver = 8.0;
 // Squared distances closer than this, relatively, are the same at sigma = 0.
 constexpr double kTie = 1e-12;
 // And those under this share of the squared lengths are nothing: rows are decoded in float64.
@@ -48,20 +50,24 @@ RowTile::RowTile(const Problem& problem)
       rows_(capacity_),
       ids_(capacity_),
       norms_(capacity_),
+      lengths_(capacity_),
       log_weights_(capacity_) {}
 
 void RowTile::load(int64_t begin, int64_t end) {
     count_ = end - begin;
-    double largest = 0.0;
+    double total = 0.0;
+    longest_ = 0.0;
     for (int64_t r = 0; r < count_; ++r) {
         const int64_t id = problem_.rows ? problem_.rows[begin + r] : begin + r;
         ids_[r] = id;
         rows_[r] = static_cast<const unsigned char*>(problem_.data) + id * row_bytes_;
         norms_[r] = problem_.norms[id];
         log_weights_[r] = problem_.log_weights ? problem_.log_weights[id] : 0.0;
-        largest = std::max(largest, norms_[r]);
+        lengths_[r] = std::sqrt(norms_[r]);
+        total += lengths_[r];
+        longest_ = std::max(longest_, lengths_[r]);
     }
-    longest_ = std::sqrt(largest);
+    mean_length_ = total / static_cast<double>(count_);
 }
 
 TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries,
@@ -141,7 +147,14 @@ const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile
         logits_[r] = logit;
         largest = std::max(largest, logit);
     }
-    const bool final = bound <= query.tolerance;
+    // What counts is the bound on average over the weights. It is met where the tile's mean length
+    // meets it, unless the weights are on long rows: the sum of the bounds shows that in the end.
+    const double length = query.careful ? longest : tile.mean_length();
+    const double expected =
+        query.kappa * (outlook.wide ? query.wide_error(length) : query.low_error(length));
+    const bool final = expected <= query.tolerance && bound <= kMostOver * query.tolerance;
+    survivors_.error_slope = final && !outlook.wide ? query.kappa * query.low_slope : 0.0;
+    survivors_.error_floor = final ? query.kappa * query.wide_error(longest) : 0.0;
     outlook.best = std::max(outlook.best, final ? largest : largest - bound);
     double cutoff = outlook.best - query.margin - (final ? 0.0 : bound);
     int64_t count = 0;

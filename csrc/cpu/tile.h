@@ -26,7 +26,9 @@ public:
     int64_t id(int64_t r) const { return ids_[r]; }
     double norm(int64_t r) const { return norms_[r]; }
     double log_weight(int64_t r) const { return log_weights_[r]; }
-    double longest() const { return longest_; }  // the largest |row - origin|
+    double length(int64_t r) const { return lengths_[r]; }  // |row - origin|
+    double longest() const { return longest_; }
+    double mean_length() const { return mean_length_; }
 
 private:
     const Problem& problem_;
@@ -34,9 +36,11 @@ private:
     int64_t capacity_;
     int64_t count_ = 0;
     double longest_ = 0.0;
+    double mean_length_ = 0.0;
     Buffer<const void*> rows_;
     Buffer<int64_t> ids_;
     Buffer<double> norms_;
+    Buffer<double> lengths_;
     Buffer<double> log_weights_;
 };
 
@@ -58,6 +62,9 @@ struct Survivors {
     int64_t count = 0;
     int64_t* rows;   // positions in the tile
     double* logits;  // final
+    // The logit of row r is known to within this times its length and that; zero where decided.
+    double error_slope = 0.0;
+    double error_floor = 0.0;
 };
 
 class TileLogits {

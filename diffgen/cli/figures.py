@@ -143,7 +143,7 @@ def _draw_ratios(axes: Any, groups: Sequence[Group]) -> None:
             solid_capstyle="butt",
         )
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.03, 1.06))
-    axes.set_xlabel("$d_1/d_2$: distance to the nearest over the second nearest training image")
+    axes.set_xlabel("$d_1/d_2$, nearest over second nearest distance")
     axes.set_ylabel("share of samples at or below")
     axes.set_title("Copies stand next to one training image", loc="left", fontsize=11, color=_INK)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(0.36, 0.72))

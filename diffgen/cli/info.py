@@ -70,7 +70,7 @@ def _examine(
     ceilings = machine.measure()
     checked = [b.name for b in shown if b.usable and b.name != selfcheck.REFERENCE]
     line.say("solving the accuracy problems by the reference")
-    problems = list(selfcheck.cases(args.seed)) if checked else []
+    problems = selfcheck.cases(args.seed) if checked else []
     sets = [] if args.no_speed or not checked else selfcheck.speed_sets(args.seed)
     accuracies: dict[str, Accuracy] = {}
     speeds: dict[str, list[Speed]] = {}

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, Protocol
 
 from diffgen._version import __version__
 from diffgen.cli import bench, demo, info, sample
-from diffgen.cli.optional import MissingDependencyError
 from diffgen.errors import BackendError
 
 Subparsers = Any
@@ -24,8 +23,9 @@ Subparsers = Any
 MISTAKE = 2
 STOPPED = 130
 
-_EXPECTED = (ValueError, TypeError, OSError, BackendError, MissingDependencyError)
-"""What a mistake in arguments or files raises; anything else is a defect, and shows where."""
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, BackendError)
+"""What a mistake in arguments or files, or a missing package of an extra, raises; anything else is
+a defect, and shows where."""
 
 
 class Command(Protocol):

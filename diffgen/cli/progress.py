@@ -20,7 +20,7 @@ class Bar:
     Use it as a context manager, and call it with each iterable to pass that through.
     """
 
-    def __init__(self, description: str, total: int, unit: str) -> None:
+    def __init__(self, description: str, total: int, unit: str, hidden: bool = False) -> None:
         """Shows nothing until the work has taken a moment."""
         self._bar: Any = tqdm(total=total, desc=description, unit=unit, delay=DELAY_S, leave=False)
 

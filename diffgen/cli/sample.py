@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffgen import machine, schedules
-from diffgen.cli import pictures, report, text
+from diffgen.cli import pictures, progress, report, text
 from diffgen.cli.meter import Meter, chosen_backend
 from diffgen.cli.optional import require
 from diffgen.cli.options import (
@@ -100,8 +100,11 @@ def run(args: argparse.Namespace) -> int:
     drawn: list[Tensor] = []
     started = time.perf_counter()
     try:
-        for count in _batches(args.num, args.batch):
-            drawn.append(_draw(meter, args, sigmas, count, len(drawn)))
+        counts = _batches(args.num, args.batch)
+        # One batch shows its steps; of many, which batch it is says more.
+        with progress.Bar("batches", len(counts), "batch", hidden=len(counts) == 1) as bar:
+            for count in bar(counts):
+                drawn.append(_draw(meter, args, sigmas, count, len(drawn), len(counts) == 1))
     finally:
         if drawn:
             samples = torch.cat(drawn)
@@ -115,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(meter: Meter, args: argparse.Namespace, sigmas: Tensor, count: int, index: int) -> Tensor:
+def _draw(
+    meter: Meter, args: argparse.Namespace, sigmas: Tensor, count: int, index: int, steps: bool
+) -> Tensor:
     labels = None if args.class_label is None else torch.full((count,), args.class_label)
     return sample(
         meter,
@@ -125,7 +130,7 @@ def _draw(meter: Meter, args: argparse.Namespace, sigmas: Tensor, count: int, in
         # A source for each batch: asking for more samples leaves the first ones as they are.
         generator=generator(args.seed, f"batch {index}"),
         class_labels=labels,
-        progress=True,
+        progress=steps,
     )
 
 
