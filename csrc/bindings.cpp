@@ -65,11 +65,20 @@ Control control_with(int threads) {
     return {threads, signalled, nullptr};
 }
 
-void raise_for(const Outcome& outcome, bool check) {
+std::string too_few(int64_t top_k, int64_t eligible, const std::string& query) {
+    return "top_k must be at most the number of eligible points, " + std::to_string(eligible) +
+           " for query " + query + ", got " + std::to_string(top_k);
+}
+
+void raise_for(const Outcome& outcome, bool check, int64_t top_k = 0) {
     if (outcome.status == Status::cancelled) throw py::error_already_set();
-    if (outcome.status == Status::nothing_eligible && check) {
-        throw py::value_error("exclude leaves no training point for query " +
-                              std::to_string(outcome.query));
+    if (!check) return;
+    const std::string query = std::to_string(outcome.query);
+    if (outcome.status == Status::nothing_eligible) {
+        throw py::value_error("exclude leaves no training point for query " + query);
+    }
+    if (outcome.status == Status::too_few_eligible) {
+        throw py::value_error(too_few(top_k, outcome.eligible, query));
     }
 }
 
@@ -112,6 +121,8 @@ void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, ui
              const std::string& isa, int threads, bool check) {
     const Problem problem = arguments.problem();
     if (check) check_values(problem);
+    const int64_t rows = problem.rows ? problem.row_count : problem.count;
+    if (top_k > rows) throw py::value_error(too_few(top_k, rows, "0"));
     const MomentsOutput output{out<void>(mean),     mean_is_double,
                                out<double>(logsumexp), out<double>(functionals),
                                top_k,               out<int64_t>(top_indices),
@@ -122,7 +133,7 @@ void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, ui
         const py::gil_scoped_release unlocked;
         outcome = cpu::moments(problem, output, kernels, control_with(threads));
     }
-    raise_for(outcome, check);
+    raise_for(outcome, check, top_k);
 }
 
 void covariance_product(const Arguments& arguments, uintptr_t mean, uintptr_t logsumexp,

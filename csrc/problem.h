@@ -87,11 +87,12 @@ struct Control {
     void* poll_context = nullptr;
 };
 
-enum class Status : int { ok = 0, cancelled = 1, nothing_eligible = 2 };
+enum class Status : int { ok, cancelled, nothing_eligible, too_few_eligible };
 
 struct Outcome {
     Status status = Status::ok;
-    int64_t query = -1;  // the query that `status` is about
+    int64_t query = -1;    // the query that `status` is about
+    int64_t eligible = 0;  // its eligible rows, where they are too few
 };
 
 }  // namespace diffgen

@@ -64,6 +64,8 @@ public:
             sums_[i] = Sums{rows_.data() + i * stride_, directions[i].logsumexp};
             std::fill_n(sums_[i].rows, problem_.features, 0.0);
             outlooks_[i] = Outlook();
+            // Distances enter the moment themselves: float64 queries have them in float64.
+            outlooks_[i].wide = block[i].is_double;
             // The best logit is at least the logsumexp less the logarithm of the count.
             if (std::isfinite(directions[i].logsumexp)) {
                 outlooks_[i].best = directions[i].logsumexp - block[i].log_rows;
@@ -100,13 +102,8 @@ private:
         kernels_.exponentials(survivors.logits, survivors.count, sums.reference, -INFINITY,
                               weights_.data());
         for (int64_t s = 0; s < survivors.count; ++s) {
-            const int64_t r = survivors.rows[s];
             const double along = problem_.scale * products_[s] - direction.centre_product;
-            const double distance = query.kappa > 0.0
-                                        ? (tile_.log_weight(r) - survivors.logits[s]) / query.kappa +
-                                              outlooks_[i].anchor_distance
-                                        : logits_.distances()[r];
-            const double rho = distance - direction.centre_distance;
+            const double rho = survivors.distances[s] - direction.centre_distance;
             const double weight = weights_[s];
             const double coefficient = weight * (along + direction.radial * rho);
             weights_[s] = coefficient;
@@ -224,7 +221,7 @@ Outcome covariance_product(const Problem& problem, const CovarianceInput& input,
                                      wave.blocks[block]);
         }
         run_tasks(tasks, control.threads, stop, &wave, Wave::run);
-        if (stop.stopped()) return {Status::cancelled, -1};
+        if (stop.stopped()) return {Status::cancelled, -1, 0};
         for (int64_t block = first; block < last; ++block) {
             const QueryBlock& queries = wave.blocks[block - first];
             const Worker* const workers = &wave.workers[(block - first) * cut.chunks];

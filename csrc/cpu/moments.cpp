@@ -323,7 +323,7 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
             wave.workers[task].start(wave.blocks[task / cut.chunks].count());
         }
         run_tasks(tasks, threads, stop, &wave, Wave::run);
-        if (stop.stopped()) return {Status::cancelled, -1};
+        if (stop.stopped()) return {Status::cancelled, -1, 0};
         for (int64_t block = first; block < last; ++block) {
             const QueryBlock& queries = wave.blocks[block - first];
             Worker* const workers = &wave.workers[(block - first) * cut.chunks];
@@ -340,9 +340,13 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
                     unsettled.push_back(b);
                 } else if (state.mass > 0.0) {
                     write(problem, output, b, queries[i], state, left_out);
+                    const int64_t eligible = state.nearest.count();
+                    if (eligible < output.top_k && outcome.status == Status::ok) {
+                        outcome = {Status::too_few_eligible, b, eligible};
+                    }
                 } else {
                     write_nothing(problem, output, b);
-                    if (outcome.status == Status::ok) outcome = {Status::nothing_eligible, b};
+                    if (outcome.status == Status::ok) outcome = {Status::nothing_eligible, b, 0};
                 }
             }
         }
@@ -359,11 +363,15 @@ Outcome moments(const Problem& problem, const MomentsOutput& output, const Kerne
     Outcome outcome = run(problem, output, kernels, control.threads, stop, false, unsettled);
     if (outcome.status == Status::cancelled) return outcome;
     // Rare: the weights are on rows far longer than their tiles' mean.
-    for (const int64_t b : unsettled) {
-        const auto again =
+    const std::vector<int64_t> postponed = unsettled;
+    for (const int64_t b : postponed) {
+        const Outcome again =
             run(problem.only(b), output.only(b, problem.features), kernels, control.threads, stop,
                 true, unsettled);
         if (again.status == Status::cancelled) return again;
+        if (again.status != Status::ok && outcome.status == Status::ok) {
+            outcome = {again.status, b, again.eligible};
+        }
     }
     return outcome;
 }

@@ -84,7 +84,8 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         const double kappa = 0.5 / (sigma * sigma);
         query.sigma_is_zero = sigma >= 0.0 && !std::isfinite(kappa);
         query.kappa = query.sigma_is_zero ? 1.0 : kappa;
-        query.finite &= sigma >= 0.0 && std::isfinite(query.alpha);
+        const bool excludes_a_row = query.exclude >= -1 && query.exclude < problem.count;
+        query.finite &= sigma >= 0.0 && std::isfinite(query.alpha) && excludes_a_row;
         const bool doubles = problem.query_is_double;
         query.tolerance = doubles ? kDoubleTolerance : kTolerance;
         query.log_rows = std::log(rows > 1.0 ? rows : 1.0);

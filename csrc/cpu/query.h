@@ -27,7 +27,7 @@ struct Query {
     double log_rows = 0.0;   // logarithm of the count of eligible rows
     double margin = 0.0;     // rows further than this below the best, in nats, are dropped
     int64_t exclude = -1;
-    bool finite = true;
+    bool finite = true;  // and its sigma, alpha and exclude are ones that there can be
     bool sigma_is_zero = false;
     bool is_double = false;
     bool careful = false;  // every row's bound is held against the tolerance, not their mean

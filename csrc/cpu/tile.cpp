@@ -83,11 +83,13 @@ TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t q
       distances_(rows),
       exact_(rows),
       positions_(rows),
+      chosen_distances_(rows),
       anchor_stride_(padded_stride<double>(problem.features)),
       anchors_(problem.query_is_double ? queries * anchor_stride_ : 0),
       mirrors_(problem.query_is_double ? queries * anchor_stride_ : 0) {
     survivors_.rows = positions_.data();
     survivors_.logits = logits_.data();
+    survivors_.distances = chosen_distances_.data();
 }
 
 void TileLogits::form(const QueryBlock& queries, const RowTile& tile, const Outlook* outlooks) {
@@ -163,6 +165,7 @@ const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile
         if (logits_[r] == -INFINITY || logits_[r] < cutoff) continue;
         positions_[count] = r;
         logits_[count] = logits_[r];
+        chosen_distances_[count] = distances_[r];
         ++count;
     }
     survivors_.count = count;
@@ -178,12 +181,13 @@ const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile
             if (logits_[s] < cutoff) continue;
             positions_[kept] = positions_[s];
             logits_[kept] = logits_[s];
+            chosen_distances_[kept] = chosen_distances_[s];
             ++kept;
         }
         survivors_.count = kept;
         const bool would_be_final = query.kappa * query.wide_error(longest) <= query.tolerance;
         if (share > kWidenAbove && would_be_final) outlook.wide = true;
-    } else if (outlook.wide && share < kNarrowBelow) {
+    } else if (outlook.wide && share < kNarrowBelow && !(query.careful && query.is_double)) {
         outlook.wide = false;
     }
     return survivors_;
@@ -193,7 +197,8 @@ void TileLogits::decide(const Query& query, int64_t i, const RowTile& tile, Outl
     if (!query.is_double) {
         for (int64_t s = 0; s < survivors_.count; ++s) {
             const int64_t r = positions_[s];
-            logits_[s] = tile.log_weight(r) - query.kappa * exact_distance(query, tile, r);
+            chosen_distances_[s] = exact_distance(query, tile, r);
+            logits_[s] = tile.log_weight(r) - query.kappa * chosen_distances_[s];
         }
         return;
     }
@@ -207,6 +212,7 @@ void TileLogits::decide(const Query& query, int64_t i, const RowTile& tile, Outl
             const double beyond =
                 outlook.anchor ? excess(query, i, tile.rows()[r])
                                : exact_distance(query, tile, r);
+            chosen_distances_[s] = outlook.anchor_distance + beyond;
             logits_[s] = tile.log_weight(r) - query.kappa * beyond;
             if (beyond < least) {
                 least = beyond;

@@ -62,6 +62,7 @@ struct Survivors {
     int64_t count = 0;
     int64_t* rows;   // positions in the tile
     double* logits;  // final
+    double* distances;  // squared, as the logits have them
     // The logit of row r is known to within this times its length and that; zero where decided.
     double error_slope = 0.0;
     double error_floor = 0.0;
@@ -102,6 +103,7 @@ private:
     Buffer<double> distances_;
     Buffer<unsigned char> exact_;
     Buffer<int64_t> positions_;
+    Buffer<double> chosen_distances_;
     Survivors survivors_;
     // Of each float64 query: the anchor, and twice the query less the anchor.
     int64_t anchor_stride_;
