@@ -76,7 +76,7 @@ public:
     void run(const QueryBlock& queries, const Direction* directions, int64_t begin, int64_t end,
              StopSign& stop, bool on_caller) {
         for (int64_t at = begin; at < end && !stop.check(on_caller); at += tile_.capacity()) {
-            tile_.load(at, std::min(end, at + tile_.capacity()));
+            tile_.load(at, std::min(end, at + tile_.capacity()), end);
             logits_.form(queries, tile_, outlooks_.data());
             for (int64_t i = 0; i < queries.count(); ++i) {
                 const bool wanted = queries[i].finite && !queries[i].sigma_is_zero;
@@ -98,7 +98,7 @@ private:
         }
         double* const products = products_.data();
         logits_.kernels().products_f64(pointers_.data(), survivors.count, &direction.v, 1,
-                                       problem_.features, &products);
+                                       problem_.features, nullptr, &products);
         kernels_.exponentials(survivors.logits, survivors.count, sums.reference, -INFINITY,
                               weights_.data());
         for (int64_t s = 0; s < survivors.count; ++s) {

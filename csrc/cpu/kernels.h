@@ -18,11 +18,15 @@ constexpr int kSumChain = 24;
 
 struct StorageKernels {
     // out[q][r] = sum_k z[r][k] * query[q][k]; float32 in short chains, promoted to float64.
+    // `ahead` are as many rows, read next: they are fetched into the cache meanwhile; null for
+    // none.
     void (*products_f32)(const void* const* rows, int64_t row_count, const float* const* queries,
-                         int64_t query_count, int64_t features, double* const* out);
+                         int64_t query_count, int64_t features, const void* const* ahead,
+                         double* const* out);
     // The same in float64 throughout.
     void (*products_f64)(const void* const* rows, int64_t row_count, const double* const* queries,
-                         int64_t query_count, int64_t features, double* const* out);
+                         int64_t query_count, int64_t features, const void* const* ahead,
+                         double* const* out);
     // out[r] = sum_k (left[k] - scale z[r][k]) (right[k] - scale z[r][k]) in float64: a squared
     // distance for left = right, the excess of one over another's for two sides about an anchor.
     void (*differences)(const void* const* rows, int64_t row_count, const double* left,

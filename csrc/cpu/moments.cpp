@@ -69,7 +69,7 @@ public:
     void run(const QueryBlock& queries, int64_t begin, int64_t end, StopSign& stop,
              bool on_caller) {
         for (int64_t at = begin; at < end && !stop.check(on_caller); at += tile_.capacity()) {
-            tile_.load(at, std::min(end, at + tile_.capacity()));
+            tile_.load(at, std::min(end, at + tile_.capacity()), end);
             logits_.form(queries, tile_, outlooks_.data());
             dense_count_ = 0;
             for (int64_t i = 0; i < queries.count(); ++i) {

@@ -20,11 +20,40 @@ constexpr double kDoubleTolerance = 2e-10;
 constexpr double kMargin = 14.5;
 constexpr double kDoubleMargin = 40.0;
 
-// Roundings that the product of feature k passes through before it is promoted to float64: the
-// additions left in its sum, the two sums' addition, and those that fold the vector.
-int chain_weight(int64_t k, const Kernels& kernels) {
-    const int64_t vector = k / kernels.lanes % kChainVectors;
-    return static_cast<int>(kChainVectors / 2 - vector / 2) + 1 + kernels.extra_roundings;
+// Roundings that the products of the vector-th vector of features pass through before they are
+// promoted to float64: the additions left in its sum, the two sums' addition, and those that fold
+// the vector.
+int chain_weight(int64_t vector, const Kernels& kernels) {
+    const int64_t place = vector % kChainVectors;
+    return static_cast<int>(kChainVectors / 2 - place / 2) + 1 + kernels.extra_roundings;
+}
+
+double sum_of_squares(const double* x, int64_t count) {
+    double parts[8] = {};
+    int64_t k = 0;
+    for (; k + 8 <= count; k += 8) {
+        for (int p = 0; p < 8; ++p) parts[p] += x[k + p] * x[k + p];
+    }
+    for (; k < count; ++k) parts[0] += x[k] * x[k];
+    double total = 0.0;
+    for (const double part : parts) total += part;
+    return total;
+}
+
+// x = query - shift, and its rounding to float; whether any value was rounded.
+template <typename T>
+bool widen(const T* query, double shift, int64_t features, double* wide, float* low) {
+    double lost = 0.0;
+    for (int64_t k = 0; k < features; ++k) {
+        const double x = static_cast<double>(query[k]) - shift;
+        wide[k] = x;
+        low[k] = static_cast<float>(x);
+    }
+    for (int64_t k = 0; k < features; ++k) {
+        const double gap = wide[k] - static_cast<double>(low[k]);
+        lost = gap != 0.0 ? 1.0 : lost;
+    }
+    return lost != 0.0;
 }
 
 }  // namespace
@@ -55,22 +84,19 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         query.is_double = problem.query_is_double;
         query.careful = careful;
         const double shift = query.alpha * origin;
+        const int64_t at = b * features;
+        const bool rounded =
+            problem.query_is_double
+                ? widen(static_cast<const double*>(problem.query) + at, shift, features, wide, low)
+                : widen(static_cast<const float*>(problem.query) + at, shift, features, wide, low);
         double square = 0.0;
         double weighted = 0.0;
-        bool rounded = false;
-        for (int64_t k = 0; k < features; ++k) {
-            const double value =
-                problem.query_is_double
-                    ? static_cast<const double*>(problem.query)[b * features + k]
-                    : static_cast<double>(
-                          static_cast<const float*>(problem.query)[b * features + k]);
-            const double x = value - shift;
-            wide[k] = x;
-            low[k] = static_cast<float>(x);
-            rounded |= static_cast<double>(low[k]) != x;
-            square += x * x;
-            const double weight = chain_weight(k, kernels) + row_roundings;
-            weighted += weight * weight * x * x;
+        for (int64_t k = 0; k < features; k += kernels.lanes) {
+            const double part =
+                sum_of_squares(wide + k, std::min<int64_t>(kernels.lanes, features - k));
+            const double weight = chain_weight(k / kernels.lanes, kernels) + row_roundings;
+            square += part;
+            weighted += weight * weight * part;
         }
         query.square = square;
         query.length = std::sqrt(square);

@@ -48,25 +48,28 @@ RowTile::RowTile(const Problem& problem)
       row_bytes_(problem.features * bytes_of(problem.storage)),
       capacity_(tile_rows(row_bytes_)),
       rows_(capacity_),
+      ahead_(capacity_),
       ids_(capacity_),
       norms_(capacity_),
       lengths_(capacity_),
       log_weights_(capacity_) {}
 
-void RowTile::load(int64_t begin, int64_t end) {
+void RowTile::load(int64_t begin, int64_t end, int64_t last) {
     count_ = end - begin;
     double total = 0.0;
     longest_ = 0.0;
     for (int64_t r = 0; r < count_; ++r) {
-        const int64_t id = problem_.rows ? problem_.rows[begin + r] : begin + r;
+        const int64_t id = id_of(begin + r);
         ids_[r] = id;
-        rows_[r] = static_cast<const unsigned char*>(problem_.data) + id * row_bytes_;
+        rows_[r] = row_of(begin + r);
+        ahead_[r] = end + r < last ? row_of(end + r) : rows_[r];
         norms_[r] = problem_.norms[id];
         log_weights_[r] = problem_.log_weights ? problem_.log_weights[id] : 0.0;
         lengths_[r] = std::sqrt(norms_[r]);
         total += lengths_[r];
         longest_ = std::max(longest_, lengths_[r]);
     }
+    fetch_ = end < last;
     mean_length_ = total / static_cast<double>(count_);
 }
 
@@ -93,6 +96,7 @@ TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t q
 }
 
 void TileLogits::form(const QueryBlock& queries, const RowTile& tile, const Outlook* outlooks) {
+    const void* const* ahead = tile.ahead();
     for (const bool wide : {false, true}) {
         int64_t chosen = 0;
         for (int64_t i = 0; i < queries.count(); ++i) {
@@ -105,11 +109,12 @@ void TileLogits::form(const QueryBlock& queries, const RowTile& tile, const Outl
         if (chosen == 0) continue;
         if (wide) {
             kernels_.products_f64(tile.rows(), tile.count(), wides_.data(), chosen,
-                                  problem_.features, outs_.data());
+                                  problem_.features, ahead, outs_.data());
         } else {
             kernels_.products_f32(tile.rows(), tile.count(), lows_.data(), chosen,
-                                  problem_.features, outs_.data());
+                                  problem_.features, ahead, outs_.data());
         }
+        ahead = nullptr;
     }
 }
 

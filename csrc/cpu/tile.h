@@ -18,11 +18,14 @@ public:
     explicit RowTile(const Problem& problem);
 
     int64_t capacity() const { return capacity_; }
-    // Takes eligible rows [begin, end), numbered as in `Problem::rows`.
-    void load(int64_t begin, int64_t end);
+    // Takes eligible rows [begin, end), numbered as in `Problem::rows`; `last` is where those of
+    // the tiles to come end.
+    void load(int64_t begin, int64_t end, int64_t last);
 
     int64_t count() const { return count_; }
     const void* const* rows() const { return rows_.data(); }
+    // As many rows that come next; null where there are none.
+    const void* const* ahead() const { return fetch_ ? ahead_.data() : nullptr; }
     int64_t id(int64_t r) const { return ids_[r]; }
     double norm(int64_t r) const { return norms_[r]; }
     double log_weight(int64_t r) const { return log_weights_[r]; }
@@ -31,13 +34,20 @@ public:
     double mean_length() const { return mean_length_; }
 
 private:
+    int64_t id_of(int64_t at) const { return problem_.rows ? problem_.rows[at] : at; }
+    const void* row_of(int64_t at) const {
+        return static_cast<const unsigned char*>(problem_.data) + id_of(at) * row_bytes_;
+    }
+
     const Problem& problem_;
     int64_t row_bytes_;
     int64_t capacity_;
     int64_t count_ = 0;
     double longest_ = 0.0;
     double mean_length_ = 0.0;
+    bool fetch_ = false;
     Buffer<const void*> rows_;
+    Buffer<const void*> ahead_;
     Buffer<int64_t> ids_;
     Buffer<double> norms_;
     Buffer<double> lengths_;

@@ -6,7 +6,7 @@ Source: ``docs/numerics.md`` derives the bounds that they keep.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 
 import torch
@@ -26,6 +26,7 @@ _STORAGE = {
 _LEVELS = ("portable", "avx2", "avx512")
 
 
+@cache
 def _unavailable(isa: str) -> str | None:
     native = load_native()
     if native is None:
