@@ -36,15 +36,12 @@ std::string at_index(double value, int64_t index) {
 void check_values(const Problem& problem) {
     for (int64_t b = 0; b < problem.batch; ++b) {
         if (!(problem.sigma[b] >= 0.0)) {
-            throw py::value_error("sigma must be zero or positive" +
-                                  at_index(problem.sigma[b], b));
+            throw py::value_error("sigma must be zero or positive" + at_index(problem.sigma[b], b));
         }
-        if (problem.exclude &&
-            (problem.exclude[b] < -1 || problem.exclude[b] >= problem.count)) {
-            throw py::value_error("exclude must be -1 or a row id below " +
-                                  std::to_string(problem.count) + ", got " +
-                                  std::to_string(problem.exclude[b]) + " at index " +
-                                  std::to_string(b));
+        if (problem.exclude && (problem.exclude[b] < -1 || problem.exclude[b] >= problem.count)) {
+            throw py::value_error(
+                "exclude must be -1 or a row id below " + std::to_string(problem.count) + ", got " +
+                std::to_string(problem.exclude[b]) + " at index " + std::to_string(b));
         }
     }
 }
@@ -95,14 +92,22 @@ struct Arguments {
     double scale, offset;
 
     Problem problem() const {
-        return {in<void>(query),    query_is_double,
-                batch,              features,
-                in<double>(sigma),  in<double>(alpha),
-                in<int64_t>(exclude), in<void>(data),
-                static_cast<Storage>(storage), count,
-                in<double>(norms),  in<double>(log_weights),
-                in<int64_t>(rows),  row_count,
-                scale,              offset};
+        return {in<void>(query),
+                query_is_double,
+                batch,
+                features,
+                in<double>(sigma),
+                in<double>(alpha),
+                in<int64_t>(exclude),
+                in<void>(data),
+                static_cast<Storage>(storage),
+                count,
+                in<double>(norms),
+                in<double>(log_weights),
+                in<int64_t>(rows),
+                row_count,
+                scale,
+                offset};
     }
 };
 
@@ -112,8 +117,8 @@ Arguments make_arguments(uintptr_t query, bool query_is_double, int64_t batch, i
                          int storage, int64_t count, uintptr_t norms, uintptr_t log_weights,
                          uintptr_t rows, int64_t row_count, double scale, double offset) {
     if (storage < 0 || storage >= kStorageCount) throw std::runtime_error("unknown storage type");
-    return {query,   query_is_double, batch, features, sigma,       alpha, exclude,   data,
-            storage, count,           norms, log_weights, rows, row_count, scale, offset};
+    return {query,   query_is_double, batch, features,    sigma, alpha,     exclude, data,
+            storage, count,           norms, log_weights, rows,  row_count, scale,   offset};
 }
 
 void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, uintptr_t logsumexp,
@@ -123,9 +128,8 @@ void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, ui
     if (check) check_values(problem);
     const int64_t rows = problem.rows ? problem.row_count : problem.count;
     if (top_k > rows) throw py::value_error(too_few(top_k, rows, "0"));
-    const MomentsOutput output{out<void>(mean),     mean_is_double,
-                               out<double>(logsumexp), out<double>(functionals),
-                               top_k,               out<int64_t>(top_indices),
+    const MomentsOutput output{out<void>(mean),           mean_is_double, out<double>(logsumexp),
+                               out<double>(functionals),  top_k,          out<int64_t>(top_indices),
                                out<double>(top_distances)};
     const cpu::Kernels& kernels = kernels_named(isa);
     Outcome outcome;
@@ -163,7 +167,8 @@ py::dict instruction_sets() {
 
 template <double (*measure)(const cpu::Kernels&, int)>
 double measured(int threads) {
-    if (threads < 1) throw py::value_error("threads must be positive, got " + std::to_string(threads));
+    if (threads < 1)
+        throw py::value_error("threads must be positive, got " + std::to_string(threads));
     const cpu::Kernels& kernels = kernels_named("auto");
     const py::gil_scoped_release unlocked;
     return measure(kernels, threads);

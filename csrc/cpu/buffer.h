@@ -10,7 +10,7 @@ namespace diffgen::cpu {
 
 template <typename T>
 class Buffer {
-public:
+  public:
     Buffer() = default;
     // Zeros.
     explicit Buffer(int64_t count) {
@@ -32,7 +32,7 @@ public:
     T& operator[](int64_t i) { return data_[i]; }
     const T& operator[](int64_t i) const { return data_[i]; }
 
-private:
+  private:
     T* data_ = nullptr;
 };
 

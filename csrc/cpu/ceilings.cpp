@@ -54,8 +54,7 @@ double best_seconds(Measurement& measurement, int threads, void (*run)(void*, in
 
 double measure_read_bandwidth(const Kernels& kernels, int threads) {
     const Buffer<uint64_t> words(kWords);
-    Measurement measurement{kernels, words.data(), kWords / threads,
-                            std::vector<double>(threads)};
+    Measurement measurement{kernels, words.data(), kWords / threads, std::vector<double>(threads)};
     const double elapsed = best_seconds(measurement, threads, Measurement::read);
     return static_cast<double>(measurement.share * threads) * sizeof(uint64_t) / elapsed;
 }

@@ -45,7 +45,7 @@ struct Sums {
 };
 
 class Worker {
-public:
+  public:
     Worker(const Problem& problem, const Kernels& kernels, int64_t queries)
         : problem_(problem),
           kernels_(kernels),
@@ -87,7 +87,7 @@ public:
 
     const Sums& sums(int64_t i) const { return sums_[i]; }
 
-private:
+  private:
     void take(const Query& query, const Direction& direction, int64_t i) {
         const Survivors& survivors = logits_.select(query, i, tile_, outlooks_[i]);
         Sums& sums = sums_[i];
@@ -210,7 +210,8 @@ Outcome covariance_product(const Problem& problem, const CovarianceInput& input,
                                      std::min(problem.batch, begin + cut.block), true, kMargin);
             std::vector<Direction> directions;
             for (int64_t i = 0; i < wave.blocks.back().count(); ++i) {
-                directions.push_back(direction_of(problem, input, wave.blocks.back()[i], begin + i));
+                directions.push_back(
+                    direction_of(problem, input, wave.blocks.back()[i], begin + i));
             }
             wave.directions.push_back(std::move(directions));
         }

@@ -2,4 +2,5 @@
 // Read by dispatch.cpp and by setup.py; each line has a source kernels_<name>.cpp.
 DIFFGEN_ISA(portable, any, "")
 DIFFGEN_ISA(avx2, x86_64, "-mavx2 -mfma -mf16c")
-DIFFGEN_ISA(avx512, x86_64, "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512")
+DIFFGEN_ISA(avx512, x86_64,
+            "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512")

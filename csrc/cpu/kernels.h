@@ -38,6 +38,14 @@ struct StorageKernels {
                            int64_t query_count, int64_t features, double* const* sums);
 };
 
+struct LogitTerms {
+    double square;
+    double twice;
+    double factor;
+    double kappa;
+    double left_out;
+};
+
 struct Kernels {
     const char* name;
     // Float lanes of a vector: with kChainVectors, which products share a chain.
@@ -45,6 +53,12 @@ struct Kernels {
     // Float additions that fold a finished sum, and the rounding of a product that is not fused.
     int extra_roundings;
     StorageKernels storage[kStorageCount];
+    // distances[r] = square - twice products[r] + factor norms[r], and the logits that go with
+    // them, log_weights[r] - kappa (distances[r] - left_out). Returns the largest logit.
+    double (*logits)(const double* products, const double* norms, const double* log_weights,
+                     int64_t count, const LogitTerms& terms, double* distances, double* logits);
+    // sums[k] += low[k], which becomes zero.
+    void (*empty)(float* low, int64_t count, double* sums);
     // weights[i] = exp(logits[i] - reference), 0 where logits[i] < cutoff.
     void (*exponentials)(const double* logits, int64_t count, double reference, double cutoff,
                          double* weights);

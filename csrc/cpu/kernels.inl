@@ -26,7 +26,7 @@ constexpr int lanes() {
 
 // A share of the bytes of some rows, fetched into the second-level cache a few lines at a time.
 class Fetcher {
-public:
+  public:
     Fetcher() = default;
     // Part `part` of `parts` of bytes [begin, end) of each row, spread over that many steps.
     Fetcher(const void* const* rows, int64_t row_count, int64_t begin, int64_t end, int64_t part,
@@ -53,7 +53,7 @@ public:
         }
     }
 
-private:
+  private:
     const void* const* rows_ = nullptr;
     int64_t begin_ = 0;
     int64_t end_ = 0;
@@ -188,8 +188,7 @@ void products_rows(const T* const* rows, int64_t row_count, const X* const* quer
 
 template <typename T, typename X>
 void products(const void* const* row_pointers, int64_t row_count, const X* const* queries,
-              int64_t query_count, int64_t features, const void* const* ahead,
-              double* const* out) {
+              int64_t query_count, int64_t features, const void* const* ahead, double* const* out) {
     const T* const* rows = reinterpret_cast<const T* const*>(row_pointers);
     for (int64_t q = 0; q < query_count; ++q) {
         for (int64_t r = 0; r < row_count; ++r) out[q][r] = 0.0;
@@ -246,7 +245,8 @@ double difference(const T* row, const double* left, const double* right, double 
         for (int p = 0; p < kParts; ++p) {
             const int64_t at = k + p * Vec::kDoubles;
             const typename Vec::D value = Vec::doubles(row + at);
-            const typename Vec::D a = Vec::negate_multiply_add(factor, value, Vec::load_d(left + at));
+            const typename Vec::D a =
+                Vec::negate_multiply_add(factor, value, Vec::load_d(left + at));
             const typename Vec::D b =
                 Vec::negate_multiply_add(factor, value, Vec::load_d(right + at));
             sum[p] = Vec::multiply_add(a, b, sum[p]);
@@ -379,6 +379,42 @@ void accumulate(const void* const* row_pointers, int64_t row_count, const X* con
     }
 }
 
+// ---- Logits ------------------------------------------------------------------------------------
+
+double logits(const double* products, const double* norms, const double* log_weights, int64_t count,
+              const LogitTerms& terms, double* distances, double* out) {
+    constexpr int kParts = 8;
+    double largest[kParts];
+    for (int p = 0; p < kParts; ++p) largest[p] = -__builtin_inf();
+    int64_t r = 0;
+    for (; r + kParts <= count; r += kParts) {
+        for (int p = 0; p < kParts; ++p) {
+            const double distance =
+                terms.square - terms.twice * products[r + p] + terms.factor * norms[r + p];
+            const double logit = log_weights[r + p] - terms.kappa * (distance - terms.left_out);
+            distances[r + p] = distance;
+            out[r + p] = logit;
+            largest[p] = largest[p] < logit ? logit : largest[p];
+        }
+    }
+    for (; r < count; ++r) {
+        distances[r] = terms.square - terms.twice * products[r] + terms.factor * norms[r];
+        out[r] = log_weights[r] - terms.kappa * (distances[r] - terms.left_out);
+        largest[0] = largest[0] < out[r] ? out[r] : largest[0];
+    }
+    for (int p = 1; p < kParts; ++p) largest[0] = largest[0] < largest[p] ? largest[p] : largest[0];
+    return largest[0];
+}
+
+void empty(float* low, int64_t count, double* sums) {
+    int64_t k = 0;
+    for (; k + Vec::kDoubles <= count; k += Vec::kDoubles) {
+        Vec::store(sums + k, Vec::add(Vec::load_d(sums + k), Vec::doubles(low + k)));
+    }
+    for (; k < count; ++k) sums[k] += static_cast<double>(low[k]);
+    for (k = 0; k < count; ++k) low[k] = 0.0f;
+}
+
 // ---- Exponentials ------------------------------------------------------------------------------
 
 // exp by Cody-Waite reduction and a Taylor polynomial of degree 13 on [-ln2 / 2, ln2 / 2]:
@@ -472,6 +508,8 @@ constexpr Kernels make_kernels(const char* name) {
             Vec::kExtraRoundings,
             {storage_kernels<uint8_t>(), storage_kernels<Half>(), storage_kernels<BFloat16>(),
              storage_kernels<float>(), storage_kernels<double>()},
+            logits,
+            empty,
             exponentials,
             spin_fma,
             read_words};

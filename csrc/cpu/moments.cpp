@@ -20,7 +20,7 @@ namespace {
 // float32 weights stay far from overflow.
 constexpr double kLead = 8.0;
 // Additions of a chain of rows to the float32 sums before they are added to the float64 ones.
-constexpr int64_t kMostChains = 8;
+constexpr int64_t kMostChains = 16;
 // From this share of a tile's rows on their sum is formed together with those of other queries.
 constexpr double kDense = 0.25;
 
@@ -28,7 +28,7 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // One thread's states and working memory for a block of queries and a chunk of rows.
 class Worker {
-public:
+  public:
     Worker(const Problem& problem, const Kernels& kernels, int64_t queries, int64_t top_k,
            bool in_double)
         : problem_(problem),
@@ -86,12 +86,12 @@ public:
     // Refers the logits of another worker's state to this one's anchor.
     void adopt(const Query& query, int64_t i, Worker& other) {
         const Outlook& theirs = other.outlooks_[i];
-        const double beyond = theirs.anchor ? logits_.excess(query, i, theirs.anchor)
-                                            : -outlooks_[i].anchor_distance;
+        const double beyond =
+            theirs.anchor ? logits_.excess(query, i, theirs.anchor) : -outlooks_[i].anchor_distance;
         other.states_[i].reference -= query.kappa * beyond;
     }
 
-private:
+  private:
     // Adds what the tile holds for one query; a dense weighted sum is left to add_dense.
     void take(const Query& query, int64_t i) {
         PosteriorState& state = states_[i];
@@ -101,12 +101,13 @@ private:
         if (top_k_ > 0) offer_nearest(query, state);
         if (survivors.count == 0) return;
         if (query.sigma_is_zero) {
-            if (outlooks_[i].best > best_before) start_nearer(state, best_before, outlooks_[i].best);
+            if (outlooks_[i].best > best_before)
+                start_nearer(state, best_before, outlooks_[i].best);
             state.reference = 0.0;
         } else if (outlooks_[i].best > state.reference + kLead || state.mass == 0.0) {
             const double largest =
                 *std::max_element(survivors.logits, survivors.logits + survivors.count);
-            state.refer_to(std::max(state.reference, largest), problem_.features);
+            state.refer_to(kernels_, std::max(state.reference, largest), problem_.features);
         }
         weigh(survivors, i);
     }
@@ -155,7 +156,7 @@ private:
                 low[survivors.rows[s]] = static_cast<float>(kept_[s]);
             }
             const int64_t chains = (tile_.count() + kSumChain - 1) / kSumChain;
-            if (state.chains + chains > kMostChains) state.flush(problem_.features);
+            if (state.chains + chains > kMostChains) state.flush(kernels_, problem_.features);
             state.chains += chains;
             dense_weights_low_[dense_count_] = low;
             dense_sums_low_[dense_count_] = state.sums_low;
@@ -169,9 +170,9 @@ private:
             logits_.kernels().accumulate_f64(tile_.rows(), tile_.count(), dense_weights_.data(),
                                              dense_count_, problem_.features, dense_sums_.data());
         } else {
-            logits_.kernels().accumulate_f32(tile_.rows(), tile_.count(),
-                                             dense_weights_low_.data(), dense_count_,
-                                             problem_.features, dense_sums_low_.data());
+            logits_.kernels().accumulate_f32(tile_.rows(), tile_.count(), dense_weights_low_.data(),
+                                             dense_count_, problem_.features,
+                                             dense_sums_low_.data());
         }
     }
 
@@ -238,8 +239,7 @@ void write(const Problem& problem, const MomentsOutput& output, int64_t b, const
     }
     const double log_mass = std::log(state.mass);
     const bool apart = query.sigma_is_zero && state.best < 0.0;
-    output.logsumexp[b] =
-        apart ? -INFINITY : state.reference + log_mass - query.kappa * left_out;
+    output.logsumexp[b] = apart ? -INFINITY : state.reference + log_mass - query.kappa * left_out;
     if (output.functionals) {
         double* const functionals = output.functionals + 3 * b;
         functionals[0] = std::max(0.0, log_mass - state.mass_logits / state.mass);
@@ -250,8 +250,7 @@ void write(const Problem& problem, const MomentsOutput& output, int64_t b, const
     for (int64_t k = 0; k < output.top_k; ++k) {
         const bool found = k < state.nearest.count();
         output.top_indices[b * output.top_k + k] = found ? nearest[k].id : -1;
-        output.top_distances[b * output.top_k + k] =
-            found ? std::sqrt(nearest[k].distance) : kNaN;
+        output.top_distances[b * output.top_k + k] = found ? std::sqrt(nearest[k].distance) : kNaN;
     }
 }
 
@@ -273,10 +272,10 @@ struct Wave {
 
 // States of one query over all chunks, merged in the order of the rows. `left_out` becomes the
 // squared distance that their logits leave out.
-PosteriorState& merge(const Query& query, Worker* workers, int64_t chunks, int64_t i,
-                      int64_t features, double& left_out) {
+PosteriorState& merge(const Kernels& kernels, const Query& query, Worker* workers, int64_t chunks,
+                      int64_t i, int64_t features, double& left_out) {
     PosteriorState& first = workers[0].state(i);
-    first.flush(features);
+    first.flush(kernels, features);
     Worker* const anchored = std::find_if(workers, workers + chunks, [i](const Worker& worker) {
         return worker.outlook(i).anchor != nullptr;
     });
@@ -294,7 +293,7 @@ PosteriorState& merge(const Query& query, Worker* workers, int64_t chunks, int64
             if (theirs > mine * (1.0 + 1e-12)) other.clear_sums(features);
             if (mine > theirs * (1.0 + 1e-12)) first.clear_sums(features);
         }
-        first.absorb(other, features);
+        first.absorb(kernels, other, features);
     }
     return first;
 }
@@ -335,7 +334,7 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
                 }
                 double left_out = 0.0;
                 PosteriorState& state =
-                    merge(queries[i], workers, cut.chunks, i, problem.features, left_out);
+                    merge(kernels, queries[i], workers, cut.chunks, i, problem.features, left_out);
                 if (state.mass_errors > queries[i].tolerance * state.mass && !careful) {
                     unsettled.push_back(b);
                 } else if (state.mass > 0.0) {
@@ -365,9 +364,8 @@ Outcome moments(const Problem& problem, const MomentsOutput& output, const Kerne
     // Rare: the weights are on rows far longer than their tiles' mean.
     const std::vector<int64_t> postponed = unsettled;
     for (const int64_t b : postponed) {
-        const Outcome again =
-            run(problem.only(b), output.only(b, problem.features), kernels, control.threads, stop,
-                true, unsettled);
+        const Outcome again = run(problem.only(b), output.only(b, problem.features), kernels,
+                                  control.threads, stop, true, unsettled);
         if (again.status == Status::cancelled) return again;
         if (again.status != Status::ok && outcome.status == Status::ok) {
             outcome = {again.status, b, again.eligible};

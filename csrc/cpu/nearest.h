@@ -19,7 +19,7 @@ struct Neighbour {
 };
 
 class Nearest {
-public:
+  public:
     Nearest() = default;
     explicit Nearest(int64_t k) : k_(k), heap_(k) {}
 
@@ -48,7 +48,7 @@ public:
     }
     int64_t count() const { return count_; }
 
-private:
+  private:
     int64_t k_ = 0;
     int64_t count_ = 0;
     Buffer<Neighbour> heap_;

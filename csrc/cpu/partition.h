@@ -9,10 +9,10 @@
 namespace diffgen::cpu {
 
 struct Partition {
-    int64_t rows;         // eligible rows
-    int64_t chunks;       // of rows, merged in their order
-    int64_t block;        // queries of a block
-    int64_t blocks;       // of queries
+    int64_t rows;    // eligible rows
+    int64_t chunks;  // of rows, merged in their order
+    int64_t block;   // queries of a block
+    int64_t blocks;  // of queries
     int64_t blocks_at_once;
 
     int64_t chunk_begin(int64_t chunk) const { return rows * chunk / chunks; }

@@ -31,7 +31,7 @@ struct Job {
 };
 
 class Pool {
-public:
+  public:
     void run(Job& job, StopSign& stop) {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -55,7 +55,7 @@ public:
         }
     }
 
-private:
+  private:
     static void take(Job& job, bool on_caller) {
         for (;;) {
             const int64_t task = job.next.fetch_add(1);

@@ -11,13 +11,13 @@ namespace diffgen::cpu {
 // Asked by every task between its steps: whether the call was stopped. The calling thread also
 // polls its Control here, at most every 20 ms.
 class StopSign {
-public:
+  public:
     explicit StopSign(const Control& control) : control_(control) {}
     bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
     // As `stopped`; polls when it runs on the calling thread.
     bool check(bool on_caller);
 
-private:
+  private:
     const Control& control_;
     std::atomic<bool> stopped_{false};
     int64_t last_poll_ns_ = 0;

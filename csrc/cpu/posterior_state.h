@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels.h"
 #include "nearest.h"
 
 namespace diffgen::cpu {
@@ -22,19 +23,15 @@ struct PosteriorState {
     int64_t chains = 0;            // additions to `sums_low` since it was last emptied
     Nearest nearest;
 
-    void flush(int64_t features) {
-        if (chains == 0) return;
-        for (int64_t k = 0; k < features; ++k) {
-            sums[k] += static_cast<double>(sums_low[k]);
-            sums_low[k] = 0.0f;
-        }
+    void flush(const Kernels& kernels, int64_t features) {
+        if (chains > 0) kernels.empty(sums_low, features, sums);
         chains = 0;
     }
 
     // Moves the reference to `target`, scaling what has been summed.
-    void refer_to(double target, int64_t features) {
+    void refer_to(const Kernels& kernels, double target, int64_t features) {
         if (target == reference) return;
-        flush(features);
+        flush(kernels, features);
         const double factor = mass > 0.0 ? std::exp(reference - target) : 0.0;
         if (mass > 0.0) {
             mass_logits = factor * (mass_logits + (reference - target) * mass);
@@ -52,13 +49,13 @@ struct PosteriorState {
         for (int64_t k = 0; k < features; ++k) sums[k] = 0.0;
     }
 
-    void absorb(PosteriorState& other, int64_t features) {
+    void absorb(const Kernels& kernels, PosteriorState& other, int64_t features) {
         nearest.absorb(other.nearest);
-        other.flush(features);
-        flush(features);
+        other.flush(kernels, features);
+        flush(kernels, features);
         if (other.mass == 0.0) return;
-        refer_to(std::max(reference, other.reference), features);
-        other.refer_to(reference, features);
+        refer_to(kernels, std::max(reference, other.reference), features);
+        other.refer_to(kernels, reference, features);
         mass += other.mass;
         mass_squares += other.mass_squares;
         mass_logits += other.mass_logits;

@@ -34,7 +34,8 @@ struct Query {
 
     double length = 0.0;  // |x|
 
-    // Bounds on the error of squared distances |x - alpha (y - o)|^2 from products, for rows of at most this norm.
+    // Bounds on the error of squared distances |x - alpha (y - o)|^2 from products, for rows of at
+    // most this norm.
     double wide_error(double row_norm) const {
         const double reach = length + alpha * row_norm;
         return wide_factor * reach * reach;
@@ -43,7 +44,7 @@ struct Query {
 };
 
 class QueryBlock {
-public:
+  public:
     // Queries [begin, end) of the problem. Rows are kept that are at most `least_margin` nats and
     // the logarithm of their count below the best, or further where the promise needs them.
     QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
@@ -52,7 +53,7 @@ public:
     int64_t count() const { return count_; }
     const Query& operator[](int64_t i) const { return queries_[i]; }
 
-private:
+  private:
     int64_t count_;
     Buffer<float> low_;
     Buffer<double> wide_;

@@ -73,9 +73,17 @@ void RowTile::load(int64_t begin, int64_t end, int64_t last) {
     mean_length_ = total / static_cast<double>(count_);
 }
 
+int64_t RowTile::find(int64_t id) const {
+    const int64_t* const begin = ids_.data();
+    const int64_t* const end = begin + count_;
+    const int64_t* const found = std::lower_bound(begin, end, id);
+    return found != end && *found == id ? found - begin : -1;
+}
+
 TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries,
                        int64_t rows)
     : problem_(problem),
+      machine_(kernels),
       kernels_(kernels.storage[static_cast<int>(problem.storage)]),
       stride_(padded_stride<double>(rows)),
       products_(queries * stride_),
@@ -130,11 +138,15 @@ double TileLogits::exact_distance(const Query& query, const RowTile& tile, int64
 const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile& tile,
                                     Outlook& outlook) {
     const double* const products = products_.data() + i * stride_;
-    const double alpha2 = query.alpha * query.alpha;
-    const double twice = 2.0 * query.row_scale;
-    for (int64_t r = 0; r < tile.count(); ++r) {
-        distances_[r] = query.square - twice * products[r] + alpha2 * tile.norm(r);
-        exact_[r] = 0;
+    const LogitTerms terms{query.square, 2.0 * query.row_scale, query.alpha * query.alpha,
+                           query.kappa, outlook.anchor_distance};
+    double largest = machine_.logits(products, tile.norms(), tile.log_weights(), tile.count(),
+                                     terms, distances_.data(), logits_.data());
+    std::fill_n(exact_.data(), tile.count(), 0);
+    const int64_t excluded = query.exclude < 0 ? -1 : tile.find(query.exclude);
+    if (excluded >= 0) {
+        logits_[excluded] = -INFINITY;
+        largest = *std::max_element(logits_.data(), logits_.data() + tile.count());
     }
     const double longest = tile.longest();
     distance_error_ = outlook.wide ? query.wide_error(longest) : query.low_error(longest);
@@ -145,15 +157,6 @@ const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile
         return survivors_;
     }
     const double bound = query.kappa * distance_error_;
-    double largest = -INFINITY;
-    for (int64_t r = 0; r < tile.count(); ++r) {
-        const bool out = tile.id(r) == query.exclude;
-        const double logit =
-            out ? -INFINITY
-                : tile.log_weight(r) - query.kappa * (distances_[r] - outlook.anchor_distance);
-        logits_[r] = logit;
-        largest = std::max(largest, logit);
-    }
     // What counts is the bound on average over the weights. It is met where the tile's mean length
     // meets it, unless the weights are on long rows: the sum of the bounds shows that in the end.
     const double length = query.careful ? longest : tile.mean_length();
@@ -215,8 +218,7 @@ void TileLogits::decide(const Query& query, int64_t i, const RowTile& tile, Outl
         for (int64_t s = 0; s < survivors_.count; ++s) {
             const int64_t r = positions_[s];
             const double beyond =
-                outlook.anchor ? excess(query, i, tile.rows()[r])
-                               : exact_distance(query, tile, r);
+                outlook.anchor ? excess(query, i, tile.rows()[r]) : exact_distance(query, tile, r);
             chosen_distances_[s] = outlook.anchor_distance + beyond;
             logits_[s] = tile.log_weight(r) - query.kappa * beyond;
             if (beyond < least) {

@@ -14,7 +14,7 @@ namespace diffgen::cpu {
 
 // Rows that fit the second-level cache together.
 class RowTile {
-public:
+  public:
     explicit RowTile(const Problem& problem);
 
     int64_t capacity() const { return capacity_; }
@@ -26,6 +26,10 @@ public:
     const void* const* rows() const { return rows_.data(); }
     // As many rows that come next; null where there are none.
     const void* const* ahead() const { return fetch_ ? ahead_.data() : nullptr; }
+    const double* norms() const { return norms_.data(); }
+    const double* log_weights() const { return log_weights_.data(); }
+    // Where the row of that id is in the tile, -1 where it is not.
+    int64_t find(int64_t id) const;
     int64_t id(int64_t r) const { return ids_[r]; }
     double norm(int64_t r) const { return norms_[r]; }
     double log_weight(int64_t r) const { return log_weights_[r]; }
@@ -33,7 +37,7 @@ public:
     double longest() const { return longest_; }
     double mean_length() const { return mean_length_; }
 
-private:
+  private:
     int64_t id_of(int64_t at) const { return problem_.rows ? problem_.rows[at] : at; }
     const void* row_of(int64_t at) const {
         return static_cast<const unsigned char*>(problem_.data) + id_of(at) * row_bytes_;
@@ -70,8 +74,8 @@ struct Outlook {
 // Rows of a tile that matter to a query, in ascending order, with final logits.
 struct Survivors {
     int64_t count = 0;
-    int64_t* rows;   // positions in the tile
-    double* logits;  // final
+    int64_t* rows;      // positions in the tile
+    double* logits;     // final
     double* distances;  // squared, as the logits have them
     // The logit of row r is known to within this times its length and that; zero where decided.
     double error_slope = 0.0;
@@ -79,7 +83,7 @@ struct Survivors {
 };
 
 class TileLogits {
-public:
+  public:
     TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries, int64_t rows);
 
     // Products of all rows of the tile with all finite queries.
@@ -96,13 +100,14 @@ public:
     double distance_error() const { return distance_error_; }
     const StorageKernels& kernels() const { return kernels_; }
 
-private:
+  private:
     void select_nearest(const Query& query, const RowTile& tile, Outlook& outlook);
     void decide(const Query& query, int64_t i, const RowTile& tile, Outlook& outlook);
     void move_anchor(const Query& query, int64_t i, const RowTile& tile, Outlook& outlook,
                      int64_t r);
 
     const Problem& problem_;
+    const Kernels& machine_;
     const StorageKernels& kernels_;
     int64_t stride_;
     Buffer<double> products_;  // (queries, rows)

@@ -18,9 +18,7 @@ struct Vec {
         return queries == 4 ? 2 : 4;
     }
     static constexpr int kSumQueries = 4;
-    static constexpr int sums_beside(int queries) {
-        return queries == 4 ? 2 : 4;
-    }
+    static constexpr int sums_beside(int queries) { return queries == 4 ? 2 : 4; }
 
     static F zero_f() { return _mm256_setzero_ps(); }
     static D zero_d() { return _mm256_setzero_pd(); }

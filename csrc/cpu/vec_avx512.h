@@ -25,9 +25,7 @@ struct Vec {
     }
     // Queries of the largest tile of a weighted sum, and its vectors along the features.
     static constexpr int kSumQueries = 8;
-    static constexpr int sums_beside(int queries) {
-        return queries == 8 ? 3 : 8;
-    }
+    static constexpr int sums_beside(int queries) { return queries == 8 ? 3 : 8; }
 
     static F zero_f() { return _mm512_setzero_ps(); }
     static D zero_d() { return _mm512_setzero_pd(); }
@@ -56,10 +54,10 @@ struct Vec {
     static constexpr int kFoldGroup = 4;
     static constexpr int kFoldLanes = 4;
     static void add_folded(const F (&x)[4], double* totals) {
-        const F ab = add(_mm512_shuffle_f32x4(x[0], x[1], 0x44),
-                         _mm512_shuffle_f32x4(x[0], x[1], 0xee));
-        const F cd = add(_mm512_shuffle_f32x4(x[2], x[3], 0x44),
-                         _mm512_shuffle_f32x4(x[2], x[3], 0xee));
+        const F ab =
+            add(_mm512_shuffle_f32x4(x[0], x[1], 0x44), _mm512_shuffle_f32x4(x[0], x[1], 0xee));
+        const F cd =
+            add(_mm512_shuffle_f32x4(x[2], x[3], 0x44), _mm512_shuffle_f32x4(x[2], x[3], 0xee));
         const F all = add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
         const D low = _mm512_cvtps_pd(_mm512_castps512_ps256(all));
         const D high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(all, 1));

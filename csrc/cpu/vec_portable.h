@@ -16,9 +16,7 @@ struct Vec {
         return queries == 4 ? 2 : 4;
     }
     static constexpr int kSumQueries = 4;
-    static constexpr int sums_beside(int queries) {
-        return queries == 4 ? 2 : 4;
-    }
+    static constexpr int sums_beside(int queries) { return queries == 4 ? 2 : 4; }
 
     static F zero_f() { return F{0, 0, 0, 0}; }
     static D zero_d() { return D{0, 0}; }

@@ -1,6 +1,7 @@
 // The native core without Python, to be run under sanitizers: every instruction set, storage type
 // and kind of row list, sizes about every tile edge, against plain loops. Exits 0 when all agree.
 
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -10,8 +11,6 @@
 #include <random>
 #include <thread>
 #include <vector>
-
-#include <sys/wait.h>
 
 #include "../cpu/dispatch.h"
 #include "../cpu/engine.h"
@@ -28,8 +27,8 @@ void expect(bool holds, const char* what, const char* isa, int storage, int64_t 
     if (holds) return;
     ++failures;
     std::printf("FAILED %s: isa %s, storage %d, %lld rows, %lld features: got %.17g, want %.17g\n",
-                what, isa, storage, static_cast<long long>(rows),
-                static_cast<long long>(features), got, want);
+                what, isa, storage, static_cast<long long>(rows), static_cast<long long>(features),
+                got, want);
 }
 
 // Memory of exactly the bytes that the rows need, so that a step past them is seen.
@@ -212,9 +211,9 @@ void check_stop(const cpu::IsaState& isa) {
     std::vector<float> data(count * features, 0.5f), query(batch * features, 0.25f);
     std::vector<double> norms(count, 0.25 * features), sigma(batch, 5.0);
     std::vector<double> mean(batch * features), logsumexp(batch);
-    const Problem problem{query.data(), false, batch, features, sigma.data(), nullptr,
-                          nullptr, data.data(), Storage::f32, count, norms.data(), nullptr,
-                          nullptr, 0, 1.0, 0.0};
+    const Problem problem{query.data(), false,       batch,        features, sigma.data(), nullptr,
+                          nullptr,      data.data(), Storage::f32, count,    norms.data(), nullptr,
+                          nullptr,      0,           1.0,          0.0};
     const MomentsOutput output{mean.data(), true, logsumexp.data(), nullptr, 0, nullptr, nullptr};
     const Control control{2, stop_at_once, nullptr};
     const Outcome outcome = cpu::moments(problem, output, *isa.kernels, control);
