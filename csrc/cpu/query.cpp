@@ -40,10 +40,10 @@ double sum_of_squares(const double* x, int64_t count) {
     return total;
 }
 
-// x = query - shift, and its rounding to float; whether any value was rounded.
+// x = query - shift, and its rounding to float. Returns the length of what the rounding took.
 template <typename T>
-bool widen(const T* query, double shift, int64_t features, double* wide, float* low) {
-    double lost = 0.0;
+double widen(const T* query, double shift, int64_t features, double* wide, float* low) {
+    double lost[8] = {};
     for (int64_t k = 0; k < features; ++k) {
         const double x = static_cast<double>(query[k]) - shift;
         wide[k] = x;
@@ -51,9 +51,11 @@ bool widen(const T* query, double shift, int64_t features, double* wide, float* 
     }
     for (int64_t k = 0; k < features; ++k) {
         const double gap = wide[k] - static_cast<double>(low[k]);
-        lost = gap != 0.0 ? 1.0 : lost;
+        lost[k % 8] += gap * gap;
     }
-    return lost != 0.0;
+    double total = 0.0;
+    for (const double part : lost) total += part;
+    return std::sqrt(total);
 }
 
 }  // namespace
@@ -85,7 +87,7 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         query.careful = careful;
         const double shift = query.alpha * origin;
         const int64_t at = b * features;
-        const bool rounded =
+        const double lost =
             problem.query_is_double
                 ? widen(static_cast<const double*>(problem.query) + at, shift, features, wide, low)
                 : widen(static_cast<const float*>(problem.query) + at, shift, features, wide, low);
@@ -101,8 +103,7 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         query.square = square;
         query.length = std::sqrt(square);
         query.finite = std::isfinite(square);
-        const double roundings = std::sqrt(weighted) + (rounded ? query.length : 0.0);
-        query.low_slope = 2.0 * query.alpha * kUnit32 * kSlack * roundings;
+        query.low_slope = 2.0 * query.alpha * kSlack * (kUnit32 * std::sqrt(weighted) + lost);
         query.wide_factor = kUnit64 * (200.0 + static_cast<double>(features) / 128.0);
         // Beyond the range of float the products are not to be trusted.
         if (query.length > 1e18) query.low_slope = INFINITY;
