@@ -3,8 +3,8 @@
 //   product = sum_i w_i (y_i - m) [ (y_i - m).v + radial rho_i ],  rho_i = r_i - |x - alpha m|^2
 //   moment  = [ sum_i w_i ((y_i - m).v) rho_i,  sum_i w_i rho_i ]
 //
-// with the mean m and the logsumexp given, so that the sums are additive over blocks of rows. All
-// of it is float64: the sums cancel where the posterior is narrow.
+// with the mean m and the logsumexp given, so that the sums are additive over blocks of rows. The
+// sums are float64: they cancel where the posterior is narrow.
 
 #include <algorithm>
 #include <cmath>
@@ -207,7 +207,8 @@ Outcome covariance_product(const Problem& problem, const CovarianceInput& input,
         for (int64_t block = first; block < last; ++block) {
             const int64_t begin = block * cut.block;
             wave.blocks.emplace_back(problem, kernels, begin,
-                                     std::min(problem.batch, begin + cut.block), true, kMargin);
+                                     std::min(problem.batch, begin + cut.block),
+                                     Demands{true, true, kMargin});
             std::vector<Direction> directions;
             for (int64_t i = 0; i < wave.blocks.back().count(); ++i) {
                 directions.push_back(

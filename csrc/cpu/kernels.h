@@ -27,10 +27,11 @@ struct StorageKernels {
     void (*products_f64)(const void* const* rows, int64_t row_count, const double* const* queries,
                          int64_t query_count, int64_t features, const void* const* ahead,
                          double* const* out);
-    // out[r] = sum_k (left[k] - scale z[r][k]) (right[k] - scale z[r][k]) in float64: a squared
-    // distance for left = right, the excess of one over another's for two sides about an anchor.
-    void (*differences)(const void* const* rows, int64_t row_count, const double* left,
-                        const double* right, double scale, int64_t features, double* out);
+    // |query - scale z|^2 by differences in float64.
+    double (*distance)(const void* row, const double* query, double scale, int64_t features);
+    // That less |query - anchor|^2, as (anchor - scale z) . (2 query - anchor - scale z).
+    double (*excess)(const void* row, const double* query, const double* anchor, double scale,
+                     int64_t features);
     // sums[q][k] += sum_r weights[q][r] * z[r][k]
     void (*accumulate_f32)(const void* const* rows, int64_t row_count, const float* const* weights,
                            int64_t query_count, int64_t features, float* const* sums);

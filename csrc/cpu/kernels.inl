@@ -13,6 +13,9 @@ using namespace diffgen::cpu;
 #define DIFFGEN_UNROLL _Pragma("GCC unroll 16")
 
 // Features are taken in blocks that keep a tile of queries in the first-level cache.
+// The sums of products in float64 are at most that long, and those of differences.
+constexpr int64_t kDoubleChain = 64;
+constexpr int64_t kDifferenceChain = 16;
 constexpr int64_t kQueryBytes = 24576;
 
 inline int64_t least(int64_t a, int64_t b) {
@@ -199,6 +202,7 @@ void products(const void* const* row_pointers, int64_t row_count, const X* const
     const int64_t chain = kChainVectors * lanes<X>();
     int64_t block = kQueryBytes / static_cast<int64_t>(sizeof(X)) / (tile > 0 ? tile : 1);
     block = block < chain ? chain : block - block % chain;
+    if (sizeof(X) == sizeof(double)) block = least(block, kDoubleChain * lanes<X>());
     for (int64_t begin = 0; begin < whole; begin += block) {
         const int64_t end = least(whole, begin + block);
         int64_t q = 0;
@@ -230,42 +234,65 @@ void products(const void* const* row_pointers, int64_t row_count, const X* const
 
 // ---- Differences -------------------------------------------------------------------------------
 
-template <typename T>
-double difference(const T* row, const double* left, const double* right, double scale,
+// |query - scale z|^2 of one row, or with an anchor (anchor - scale z) . (2 query - anchor - scale
+// z).
+template <typename T, bool Anchored>
+double difference(const T* row, const double* query, const double* anchor, double scale,
                   int64_t features) {
     constexpr int kParts = 4;
     constexpr int64_t kStep = kParts * Vec::kDoubles;
     const typename Vec::D factor = Vec::set_d(scale);
-    typename Vec::D sum[kParts];
-    DIFFGEN_UNROLL
-    for (int p = 0; p < kParts; ++p) sum[p] = Vec::zero_d();
+    const typename Vec::D two = Vec::set_d(2.0);
+    const typename Vec::D minus = Vec::set_d(-1.0);
+    double total = 0.0;
     int64_t k = 0;
-    for (; k + kStep <= features; k += kStep) {
+    // Two levels of sums: where all roundings go one way, their number counts.
+    while (k + kStep <= features) {
+        const int64_t stop = least(features, k + kDifferenceChain * kStep);
+        typename Vec::D sum[kParts];
         DIFFGEN_UNROLL
-        for (int p = 0; p < kParts; ++p) {
-            const int64_t at = k + p * Vec::kDoubles;
-            const typename Vec::D value = Vec::doubles(row + at);
-            const typename Vec::D a =
-                Vec::negate_multiply_add(factor, value, Vec::load_d(left + at));
-            const typename Vec::D b =
-                Vec::negate_multiply_add(factor, value, Vec::load_d(right + at));
-            sum[p] = Vec::multiply_add(a, b, sum[p]);
+        for (int p = 0; p < kParts; ++p) sum[p] = Vec::zero_d();
+        for (; k + kStep <= stop; k += kStep) {
+            DIFFGEN_UNROLL
+            for (int p = 0; p < kParts; ++p) {
+                const int64_t at = k + p * Vec::kDoubles;
+                const typename Vec::D value = Vec::doubles(row + at);
+                const typename Vec::D x = Vec::load_d(query + at);
+                if constexpr (Anchored) {
+                    const typename Vec::D a = Vec::load_d(anchor + at);
+                    const typename Vec::D both = Vec::multiply_add(factor, value, a);
+                    const typename Vec::D far =
+                        Vec::multiply_add(both, minus, Vec::multiply_add(two, x, Vec::zero_d()));
+                    sum[p] =
+                        Vec::multiply_add(Vec::negate_multiply_add(factor, value, a), far, sum[p]);
+                } else {
+                    const typename Vec::D gap = Vec::negate_multiply_add(factor, value, x);
+                    sum[p] = Vec::multiply_add(gap, gap, sum[p]);
+                }
+            }
         }
+        total += Vec::sum(Vec::add(Vec::add(sum[0], sum[1]), Vec::add(sum[2], sum[3])));
     }
-    double total = Vec::sum(Vec::add(Vec::add(sum[0], sum[1]), Vec::add(sum[2], sum[3])));
     for (; k < features; ++k) {
         const double value = scale * stored_value(row[k]);
-        total += (left[k] - value) * (right[k] - value);
+        if constexpr (Anchored) {
+            total += (anchor[k] - value) * (2.0 * query[k] - (anchor[k] + value));
+        } else {
+            total += (query[k] - value) * (query[k] - value);
+        }
     }
     return total;
 }
 
 template <typename T>
-void differences(const void* const* rows, int64_t row_count, const double* left,
-                 const double* right, double scale, int64_t features, double* out) {
-    for (int64_t r = 0; r < row_count; ++r) {
-        out[r] = difference(static_cast<const T*>(rows[r]), left, right, scale, features);
-    }
+double distance(const void* row, const double* query, double scale, int64_t features) {
+    return difference<T, false>(static_cast<const T*>(row), query, nullptr, scale, features);
+}
+
+template <typename T>
+double excess(const void* row, const double* query, const double* anchor, double scale,
+              int64_t features) {
+    return difference<T, true>(static_cast<const T*>(row), query, anchor, scale, features);
 }
 
 // ---- Weighted sums -----------------------------------------------------------------------------
@@ -498,8 +525,8 @@ uint64_t read_words(const uint64_t* words, int64_t count) {
 
 template <typename T>
 constexpr StorageKernels storage_kernels() {
-    return {products<T, float>, products<T, double>, differences<T>, accumulate<T, float>,
-            accumulate<T, double>};
+    return {products<T, float>, products<T, double>,  distance<T>,
+            excess<T>,          accumulate<T, float>, accumulate<T, double>};
 }
 
 constexpr Kernels make_kernels(const char* name) {

@@ -24,6 +24,12 @@ constexpr int64_t kMostChains = 16;
 // From this share of a tile's rows on their sum is formed together with those of other queries.
 constexpr double kDense = 0.25;
 
+// The trace has up to four times the features in a far row, so it can drop less than the mean.
+constexpr double kFunctionalsMargin = 24.0;
+
+// Features of a partial sum, so that no sum is long.
+constexpr int64_t kSumBlock = 128;
+
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // One thread's states and working memory for a block of queries and a chunk of rows.
@@ -130,8 +136,9 @@ class Worker {
                 state.mass_logits += weight * (survivors.logits[s] - state.reference);
             }
             state.mass_norms += weight * tile_.norm(survivors.rows[s]);
-            const double length = tile_.length(survivors.rows[s]);
-            state.mass_errors += weight * (survivors.error_slope * length + survivors.error_floor);
+            const double bound =
+                survivors.error_slope * tile_.length(survivors.rows[s]) + survivors.error_floor;
+            state.mass_errors += weight * bound * bound;
         }
         const double share =
             static_cast<double>(survivors.count) / static_cast<double>(tile_.count());
@@ -232,10 +239,15 @@ void write(const Problem& problem, const MomentsOutput& output, int64_t b, const
     const double factor = problem.scale / state.mass;
     const double origin = problem.origin();
     double about_origin = 0.0;
-    for (int64_t k = 0; k < problem.features; ++k) {
-        const double offset = factor * state.sums[k];
-        about_origin += offset * offset;
-        store_mean(output, b * problem.features + k, origin + offset);
+    for (int64_t first = 0; first < problem.features; first += kSumBlock) {
+        const int64_t last = std::min(problem.features, first + kSumBlock);
+        double part = 0.0;
+        for (int64_t k = first; k < last; ++k) {
+            const double offset = factor * state.sums[k];
+            part += offset * offset;
+            store_mean(output, b * problem.features + k, origin + offset);
+        }
+        about_origin += part;
     }
     const double log_mass = std::log(state.mass);
     const bool apart = query.sigma_is_zero && state.best < 0.0;
@@ -301,8 +313,11 @@ PosteriorState& merge(const Kernels& kernels, const Query& query, Worker* worker
 // Runs the problem; queries whose bound is over their tolerance in the end go to `unsettled`.
 Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
             int threads, StopSign& stop, bool careful, std::vector<int64_t>& unsettled) {
-    // The trace is a small difference of large sums, and float64 queries are promised 1e-9.
-    const bool in_double = output.functionals != nullptr || problem.query_is_double;
+    // The trace is a small difference of large sums, float64 queries are promised 1e-9, and whoever
+    // takes the mean in float64 divides by sigma.
+    const bool functionals = output.functionals != nullptr;
+    const bool in_double = functionals || problem.query_is_double || output.mean_is_double;
+    const Demands demands{careful, in_double, functionals ? kFunctionalsMargin : 0.0};
     const Partition cut = partition(problem, RowTile(problem).capacity(), threads);
     Wave wave{cut, stop, {}, {}};
     for (int64_t i = 0; i < std::min(cut.blocks_at_once, cut.blocks) * cut.chunks; ++i) {
@@ -315,7 +330,7 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
         for (int64_t block = first; block < last; ++block) {
             const int64_t begin = block * cut.block;
             wave.blocks.emplace_back(problem, kernels, begin,
-                                     std::min(problem.batch, begin + cut.block), careful);
+                                     std::min(problem.batch, begin + cut.block), demands);
         }
         const int64_t tasks = (last - first) * cut.chunks;
         for (int64_t task = 0; task < tasks; ++task) {
@@ -335,7 +350,8 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
                 double left_out = 0.0;
                 PosteriorState& state =
                     merge(kernels, queries[i], workers, cut.chunks, i, problem.features, left_out);
-                if (state.mass_errors > queries[i].tolerance * state.mass && !careful) {
+                const double tolerance = queries[i].tolerance;
+                if (state.mass_errors > tolerance * tolerance * state.mass && !careful) {
                     unsettled.push_back(b);
                 } else if (state.mass > 0.0) {
                     write(problem, output, b, queries[i], state, left_out);

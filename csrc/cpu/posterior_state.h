@@ -17,7 +17,7 @@ struct PosteriorState {
     double mass_squares = 0.0;     // sum of squared weights
     double mass_logits = 0.0;      // sum of weight (logit - reference)
     double mass_norms = 0.0;       // sum of weight |row - origin|^2
-    double mass_errors = 0.0;      // sum of weight times the bound on its logit's error
+    double mass_errors = 0.0;      // sum of weight times the squared bound on its logit's error
     double* sums = nullptr;        // sum of weight z, float64
     float* sums_low = nullptr;     // the part not yet added to `sums`, float32; null where unused
     int64_t chains = 0;            // additions to `sums_low` since it was last emptied

@@ -14,6 +14,8 @@ constexpr double kSlack = 1.001;
 // Of the 1e-5 promised for the mean, what the logits may take; the weighted sum takes the rest
 // (its chains are kSumChain + 16 additions long) and the dropped rows.
 constexpr double kTolerance = 7.4e-6;
+// From here on sigma counts as zero: kappa times a squared distance would leave the range.
+constexpr double kSteepest = 1e250;
 // Of the 1e-9 promised for float64 queries.
 constexpr double kDoubleTolerance = 2e-10;
 // Rows that many nats and the logarithm of the count below the best are dropped.
@@ -61,7 +63,7 @@ double widen(const T* query, double shift, int64_t features, double* wide, float
 }  // namespace
 
 QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
-                       bool careful, double least_margin)
+                       const Demands& demands)
     : count_(end - begin) {
     const int64_t features = problem.features;
     const int64_t stride_low = padded_stride<float>(features);
@@ -84,7 +86,7 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         query.row_scale = query.alpha * problem.scale;
         query.exclude = problem.exclude ? problem.exclude[b] : -1;
         query.is_double = problem.query_is_double;
-        query.careful = careful;
+        query.careful = demands.careful;
         const double shift = query.alpha * origin;
         const int64_t at = b * features;
         const double lost =
@@ -93,15 +95,24 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
                 : widen(static_cast<const float*>(problem.query) + at, shift, features, wide, low);
         double square = 0.0;
         double weighted = 0.0;
-        for (int64_t k = 0; k < features; k += kernels.lanes) {
-            const double part =
-                sum_of_squares(wide + k, std::min<int64_t>(kernels.lanes, features - k));
-            const double weight = chain_weight(k / kernels.lanes, kernels) + row_roundings;
-            square += part;
-            weighted += weight * weight * part;
+        // Two levels of sums, so that no sum is long.
+        const int64_t group = 32 * kernels.lanes;
+        for (int64_t first = 0; first < features; first += group) {
+            const int64_t last = std::min(features, first + group);
+            double group_square = 0.0;
+            for (int64_t k = first; k < last; k += kernels.lanes) {
+                const double part =
+                    sum_of_squares(wide + k, std::min<int64_t>(kernels.lanes, last - k));
+                const double weight = chain_weight(k / kernels.lanes, kernels) + row_roundings;
+                group_square += part;
+                weighted += weight * weight * part;
+            }
+            square += group_square;
         }
         query.square = square;
-        query.length = std::sqrt(square);
+        // The move to the origin is rounded too, in each feature by as much as the origin is.
+        query.length =
+            std::sqrt(square) + std::fabs(shift) * std::sqrt(static_cast<double>(features));
         query.finite = std::isfinite(square);
         query.low_slope = 2.0 * query.alpha * kSlack * (kUnit32 * std::sqrt(weighted) + lost);
         query.wide_factor = kUnit64 * (200.0 + static_cast<double>(features) / 128.0);
@@ -109,14 +120,17 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         if (query.length > 1e18) query.low_slope = INFINITY;
         const double sigma = problem.sigma[b];
         const double kappa = 0.5 / (sigma * sigma);
-        query.sigma_is_zero = sigma >= 0.0 && !std::isfinite(kappa);
+        query.sigma_is_zero = sigma >= 0.0 && !(kappa < kSteepest);
         query.kappa = query.sigma_is_zero ? 1.0 : kappa;
         const bool excludes_a_row = query.exclude >= -1 && query.exclude < problem.count;
-        query.finite &= sigma >= 0.0 && std::isfinite(query.alpha) && excludes_a_row;
+        query.finite &=
+            sigma >= 0.0 && query.alpha >= 0.0 && std::isfinite(query.alpha) && excludes_a_row;
         const bool doubles = problem.query_is_double;
         query.tolerance = doubles ? kDoubleTolerance : kTolerance;
+        if (demands.score) query.tolerance *= std::min(sigma / query.alpha, 1.0);
         query.log_rows = std::log(rows > 1.0 ? rows : 1.0);
-        query.margin = query.log_rows + std::max(doubles ? kDoubleMargin : kMargin, least_margin);
+        query.margin =
+            query.log_rows + std::max(doubles ? kDoubleMargin : kMargin, demands.least_margin);
     }
 }
 

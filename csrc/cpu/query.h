@@ -30,7 +30,7 @@ struct Query {
     bool finite = true;  // and its sigma, alpha and exclude are ones that there can be
     bool sigma_is_zero = false;
     bool is_double = false;
-    bool careful = false;  // every row's bound is held against the tolerance, not their mean
+    bool careful = false;  // as demanded
 
     double length = 0.0;  // |x|
 
@@ -43,12 +43,18 @@ struct Query {
     double low_error(double row_norm) const { return low_slope * row_norm + wide_error(row_norm); }
 };
 
+// What a call asks of the logits beyond the promise for a float mean.
+struct Demands {
+    bool careful = false;       // every row's bound is held against the tolerance, not their mean
+    bool score = false;         // the mean is divided by sigma: it must be that much more precise
+    double least_margin = 0.0;  // rows are kept that far below the best, in nats, or further
+};
+
 class QueryBlock {
   public:
-    // Queries [begin, end) of the problem. Rows are kept that are at most `least_margin` nats and
-    // the logarithm of their count below the best, or further where the promise needs them.
+    // Queries [begin, end) of the problem.
     QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
-               bool careful, double least_margin = 0.0);
+               const Demands& demands);
 
     int64_t count() const { return count_; }
     const Query& operator[](int64_t i) const { return queries_[i]; }

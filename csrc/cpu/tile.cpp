@@ -14,8 +14,9 @@ constexpr int64_t kMostRows = 240;
 // be decided, and in float32 again when fewer than the lower share matter.
 constexpr double kWidenAbove = 0.125;
 constexpr double kNarrowBelow = 0.05;
-// A tile's largest bound may be that many times the tolerance when its mean is below it.
+// A tile's largest bound may be that many times the tolerance when its typical one is below it.
 constexpr double kMostOver = 8.0;
+constexpr double kLargestProduct = 1e30;
 // Squared distances closer than this, relatively, are the same at sigma = 0.
 constexpr double kTie = 1e-12;
 // And those under this share of the squared lengths are nothing: rows are decoded in float64.
@@ -66,11 +67,11 @@ void RowTile::load(int64_t begin, int64_t end, int64_t last) {
         norms_[r] = problem_.norms[id];
         log_weights_[r] = problem_.log_weights ? problem_.log_weights[id] : 0.0;
         lengths_[r] = std::sqrt(norms_[r]);
-        total += lengths_[r];
+        total += norms_[r];
         longest_ = std::max(longest_, lengths_[r]);
     }
     fetch_ = end < last;
-    mean_length_ = total / static_cast<double>(count_);
+    typical_length_ = std::sqrt(total / static_cast<double>(count_));
 }
 
 int64_t RowTile::find(int64_t id) const {
@@ -96,14 +97,17 @@ TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t q
       positions_(rows),
       chosen_distances_(rows),
       anchor_stride_(padded_stride<double>(problem.features)),
-      anchors_(problem.query_is_double ? queries * anchor_stride_ : 0),
-      mirrors_(problem.query_is_double ? queries * anchor_stride_ : 0) {
+      anchors_(problem.query_is_double ? queries * anchor_stride_ : 0) {
     survivors_.rows = positions_.data();
     survivors_.logits = logits_.data();
     survivors_.distances = chosen_distances_.data();
 }
 
-void TileLogits::form(const QueryBlock& queries, const RowTile& tile, const Outlook* outlooks) {
+void TileLogits::form(const QueryBlock& queries, const RowTile& tile, Outlook* outlooks) {
+    for (int64_t i = 0; i < queries.count(); ++i) {
+        // Products that float32 cannot hold.
+        if (queries[i].length * tile.longest() > kLargestProduct) outlooks[i].wide = true;
+    }
     const void* const* ahead = tile.ahead();
     for (const bool wide : {false, true}) {
         int64_t chosen = 0;
@@ -128,8 +132,8 @@ void TileLogits::form(const QueryBlock& queries, const RowTile& tile, const Outl
 
 double TileLogits::exact_distance(const Query& query, const RowTile& tile, int64_t r) {
     if (!exact_[r]) {
-        kernels_.differences(tile.rows() + r, 1, query.wide, query.wide, query.row_scale,
-                             problem_.features, distances_.data() + r);
+        distances_[r] =
+            kernels_.distance(tile.rows()[r], query.wide, query.row_scale, problem_.features);
         exact_[r] = 1;
     }
     return distances_[r];
@@ -157,9 +161,10 @@ const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile
         return survivors_;
     }
     const double bound = query.kappa * distance_error_;
-    // What counts is the bound on average over the weights. It is met where the tile's mean length
-    // meets it, unless the weights are on long rows: the sum of the bounds shows that in the end.
-    const double length = query.careful ? longest : tile.mean_length();
+    // The mean's error is at most the root mean square of the bounds over the weights, times half
+    // the range. It is met where the tile's typical length meets it, unless the weights are on long
+    // rows: the sum of the squared bounds shows that in the end.
+    const double length = query.careful ? longest : tile.typical_length();
     const double expected =
         query.kappa * (outlook.wide ? query.wide_error(length) : query.low_error(length));
     const bool final = expected <= query.tolerance && bound <= kMostOver * query.tolerance;
@@ -234,11 +239,8 @@ void TileLogits::decide(const Query& query, int64_t i, const RowTile& tile, Outl
 }
 
 double TileLogits::excess(const Query& query, int64_t i, const void* row) {
-    double found;
-    kernels_.differences(&row, 1, anchors_.data() + i * anchor_stride_,
-                         mirrors_.data() + i * anchor_stride_, query.row_scale, problem_.features,
-                         &found);
-    return found;
+    return kernels_.excess(row, query.wide, anchors_.data() + i * anchor_stride_, query.row_scale,
+                           problem_.features);
 }
 
 void TileLogits::move_anchor(const Query& query, int64_t i, const RowTile& tile, Outlook& outlook,
@@ -246,12 +248,10 @@ void TileLogits::move_anchor(const Query& query, int64_t i, const RowTile& tile,
     const double distance = exact_distance(query, tile, r);
     const double nearer = outlook.anchor ? excess(query, i, tile.rows()[r]) : distance;
     double* anchor = anchors_.data() + i * anchor_stride_;
-    double* const mirror = mirrors_.data() + i * anchor_stride_;
     // The row itself: a weighted sum of one.
     std::fill_n(anchor, problem_.features, 0.0);
     const double* const weight = &query.row_scale;
     kernels_.accumulate_f64(tile.rows() + r, 1, &weight, 1, problem_.features, &anchor);
-    for (int64_t k = 0; k < problem_.features; ++k) mirror[k] = 2.0 * query.wide[k] - anchor[k];
     outlook.shift += query.kappa * nearer;
     outlook.best += query.kappa * nearer;
     outlook.anchor = tile.rows()[r];

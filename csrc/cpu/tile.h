@@ -35,7 +35,7 @@ class RowTile {
     double log_weight(int64_t r) const { return log_weights_[r]; }
     double length(int64_t r) const { return lengths_[r]; }  // |row - origin|
     double longest() const { return longest_; }
-    double mean_length() const { return mean_length_; }
+    double typical_length() const { return typical_length_; }  // root mean square
 
   private:
     int64_t id_of(int64_t at) const { return problem_.rows ? problem_.rows[at] : at; }
@@ -48,7 +48,7 @@ class RowTile {
     int64_t capacity_;
     int64_t count_ = 0;
     double longest_ = 0.0;
-    double mean_length_ = 0.0;
+    double typical_length_ = 0.0;
     bool fetch_ = false;
     Buffer<const void*> rows_;
     Buffer<const void*> ahead_;
@@ -87,7 +87,7 @@ class TileLogits {
     TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries, int64_t rows);
 
     // Products of all rows of the tile with all finite queries.
-    void form(const QueryBlock& queries, const RowTile& tile, const Outlook* outlooks);
+    void form(const QueryBlock& queries, const RowTile& tile, Outlook* outlooks);
     // The rows that matter to query i; updates its outlook.
     const Survivors& select(const Query& query, int64_t i, const RowTile& tile, Outlook& outlook);
     // Squared distance of a row by float64 differences, computed once per tile and query.
@@ -120,10 +120,9 @@ class TileLogits {
     Buffer<int64_t> positions_;
     Buffer<double> chosen_distances_;
     Survivors survivors_;
-    // Of each float64 query: the anchor, and twice the query less the anchor.
+    // The anchor of each float64 query.
     int64_t anchor_stride_;
     Buffer<double> anchors_;
-    Buffer<double> mirrors_;
     double distance_error_ = 0.0;
 };
 
