@@ -208,7 +208,7 @@ Outcome covariance_product(const Problem& problem, const CovarianceInput& input,
             const int64_t begin = block * cut.block;
             wave.blocks.emplace_back(problem, kernels, begin,
                                      std::min(problem.batch, begin + cut.block),
-                                     Demands{true, true, kMargin});
+                                     Demands{true, true, kMargin, 0.0});
             std::vector<Direction> directions;
             for (int64_t i = 0; i < wave.blocks.back().count(); ++i) {
                 directions.push_back(

@@ -310,6 +310,16 @@ PosteriorState& merge(const Kernels& kernels, const Query& query, Worker* worker
     return first;
 }
 
+// Root mean square of |row - origin| over the eligible rows.
+double typical_length(const Problem& problem) {
+    const int64_t rows = problem.rows ? problem.row_count : problem.count;
+    double total = 0.0;
+    for (int64_t at = 0; at < rows; ++at) {
+        total += problem.norms[problem.rows ? problem.rows[at] : at];
+    }
+    return std::sqrt(total / static_cast<double>(std::max<int64_t>(rows, 1)));
+}
+
 // Runs the problem; queries whose bound is over their tolerance in the end go to `unsettled`.
 Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
             int threads, StopSign& stop, bool careful, std::vector<int64_t>& unsettled) {
@@ -317,7 +327,8 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
     // takes the mean in float64 divides by sigma.
     const bool functionals = output.functionals != nullptr;
     const bool in_double = functionals || problem.query_is_double || output.mean_is_double;
-    const Demands demands{careful, in_double, functionals ? kFunctionalsMargin : 0.0};
+    const Demands demands{careful, in_double, functionals ? kFunctionalsMargin : 0.0,
+                          typical_length(problem)};
     const Partition cut = partition(problem, RowTile(problem).capacity(), threads);
     Wave wave{cut, stop, {}, {}};
     for (int64_t i = 0; i < std::min(cut.blocks_at_once, cut.blocks) * cut.chunks; ++i) {

@@ -87,6 +87,7 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         query.exclude = problem.exclude ? problem.exclude[b] : -1;
         query.is_double = problem.query_is_double;
         query.careful = demands.careful;
+        query.typical_length = demands.typical_length;
         const double shift = query.alpha * origin;
         const int64_t at = b * features;
         const double lost =

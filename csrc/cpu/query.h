@@ -30,7 +30,8 @@ struct Query {
     bool finite = true;  // and its sigma, alpha and exclude are ones that there can be
     bool sigma_is_zero = false;
     bool is_double = false;
-    bool careful = false;  // as demanded
+    bool careful = false;         // as demanded
+    double typical_length = 0.0;  // as demanded
 
     double length = 0.0;  // |x|
 
@@ -45,9 +46,10 @@ struct Query {
 
 // What a call asks of the logits beyond the promise for a float mean.
 struct Demands {
-    bool careful = false;       // every row's bound is held against the tolerance, not their mean
-    bool score = false;         // the mean is divided by sigma: it must be that much more precise
-    double least_margin = 0.0;  // rows are kept that far below the best, in nats, or further
+    bool careful = false;  // every row's bound is held against the tolerance, not a typical one
+    bool score = false;    // the mean is divided by sigma: it must be that much more precise
+    double least_margin = 0.0;    // rows are kept that far below the best, in nats, or further
+    double typical_length = 0.0;  // root mean square of |row - origin| over the eligible rows
 };
 
 class QueryBlock {

@@ -12,9 +12,9 @@ constexpr int64_t kFewestRows = 12;
 constexpr int64_t kMostRows = 240;
 // Products are formed in float64 from the tile on in which more than this share of the rows had to
 // be decided, and in float32 again when fewer than the lower share matter.
-constexpr double kWidenAbove = 0.125;
-constexpr double kNarrowBelow = 0.05;
-// A tile's largest bound may be that many times the tolerance when its typical one is below it.
+constexpr double kWidenAbove = 0.3;
+constexpr double kNarrowBelow = 0.15;
+// A tile's largest bound may be that many times the tolerance when the typical one is below it.
 constexpr double kMostOver = 8.0;
 constexpr double kLargestProduct = 1e30;
 // Squared distances closer than this, relatively, are the same at sigma = 0.
@@ -57,7 +57,6 @@ RowTile::RowTile(const Problem& problem)
 
 void RowTile::load(int64_t begin, int64_t end, int64_t last) {
     count_ = end - begin;
-    double total = 0.0;
     longest_ = 0.0;
     for (int64_t r = 0; r < count_; ++r) {
         const int64_t id = id_of(begin + r);
@@ -67,11 +66,9 @@ void RowTile::load(int64_t begin, int64_t end, int64_t last) {
         norms_[r] = problem_.norms[id];
         log_weights_[r] = problem_.log_weights ? problem_.log_weights[id] : 0.0;
         lengths_[r] = std::sqrt(norms_[r]);
-        total += norms_[r];
         longest_ = std::max(longest_, lengths_[r]);
     }
     fetch_ = end < last;
-    typical_length_ = std::sqrt(total / static_cast<double>(count_));
 }
 
 int64_t RowTile::find(int64_t id) const {
@@ -162,9 +159,9 @@ const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile
     }
     const double bound = query.kappa * distance_error_;
     // The mean's error is at most the root mean square of the bounds over the weights, times half
-    // the range. It is met where the tile's typical length meets it, unless the weights are on long
+    // the range. It is met where a row of typical length meets it, unless the weights are on long
     // rows: the sum of the squared bounds shows that in the end.
-    const double length = query.careful ? longest : tile.typical_length();
+    const double length = query.careful ? longest : query.typical_length;
     const double expected =
         query.kappa * (outlook.wide ? query.wide_error(length) : query.low_error(length));
     const bool final = expected <= query.tolerance && bound <= kMostOver * query.tolerance;

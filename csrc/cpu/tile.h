@@ -35,7 +35,6 @@ class RowTile {
     double log_weight(int64_t r) const { return log_weights_[r]; }
     double length(int64_t r) const { return lengths_[r]; }  // |row - origin|
     double longest() const { return longest_; }
-    double typical_length() const { return typical_length_; }  // root mean square
 
   private:
     int64_t id_of(int64_t at) const { return problem_.rows ? problem_.rows[at] : at; }
@@ -48,7 +47,6 @@ class RowTile {
     int64_t capacity_;
     int64_t count_ = 0;
     double longest_ = 0.0;
-    double typical_length_ = 0.0;
     bool fetch_ = false;
     Buffer<const void*> rows_;
     Buffer<const void*> ahead_;
