@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -22,6 +23,10 @@ from diffgen.backends.problem import Problem
 pytestmark = pytest.mark.skipif(
     native.load_native() is None, reason=native.why_not_native() or "native core"
 )
+
+# `python -c` puts its folder first on the path: from the checkout it would not see the core of the
+# installed package.
+ELSEWHERE = tempfile.gettempdir()
 
 
 @pytest.fixture
@@ -44,6 +49,7 @@ def run_script(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=120,
         check=False,
+        cwd=ELSEWHERE,
     )
 
 
@@ -68,6 +74,7 @@ def test_interrupt_ends_a_long_call_within_a_second():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=ELSEWHERE,
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "started\n"
