@@ -120,7 +120,7 @@ class Worker {
 
     // At sigma = 0 rows clearly further than a new nearest one no longer count.
     void start_nearer(PosteriorState& state, double best_before, double best) {
-        if (-best_before > -best * (1.0 + 1e-12)) state.clear_sums(problem_.features);
+        if (-best_before > -best * (1.0 + kTie)) state.clear_sums(problem_.features);
     }
 
     void weigh(const Survivors& survivors, int64_t i) {
@@ -302,8 +302,8 @@ PosteriorState& merge(const Kernels& kernels, const Query& query, Worker* worker
         if (query.sigma_is_zero) {
             const double mine = -first.best;
             const double theirs = -other.best;
-            if (theirs > mine * (1.0 + 1e-12)) other.clear_sums(features);
-            if (mine > theirs * (1.0 + 1e-12)) first.clear_sums(features);
+            if (theirs > mine * (1.0 + kTie)) other.clear_sums(features);
+            if (mine > theirs * (1.0 + kTie)) first.clear_sums(features);
         }
         first.absorb(kernels, other, features);
     }

@@ -17,9 +17,8 @@ constexpr double kNarrowBelow = 0.15;
 // A tile's largest bound may be that many times the tolerance when the typical one is below it.
 constexpr double kMostOver = 8.0;
 constexpr double kLargestProduct = 1e30;
-// Squared distances closer than this, relatively, are the same at sigma = 0.
-constexpr double kTie = 1e-12;
-// And those under this share of the squared lengths are nothing: rows are decoded in float64.
+// At sigma = 0 squared distances under this share of the squared lengths are nothing: rows are
+// decoded in float64.
 constexpr double kCoincident = 0x1p-98;
 
 int64_t bytes_of(Storage storage) {

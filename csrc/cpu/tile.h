@@ -12,6 +12,9 @@
 
 namespace diffgen::cpu {
 
+// Squared distances closer than this, relatively, are the same at sigma = 0.
+constexpr double kTie = 1e-12;
+
 // Rows that fit the second-level cache together.
 class RowTile {
   public:
