@@ -58,8 +58,8 @@ bool signalled(void*) {
     return PyErr_CheckSignals() != 0;
 }
 
-Control control_with(int threads) {
-    return {threads, signalled, nullptr};
+Control control_with(int threads, int screening_digits = 0) {
+    return {threads, signalled, nullptr, screening_digits};
 }
 
 std::string too_few(int64_t top_k, int64_t eligible, const std::string& query) {
@@ -123,7 +123,7 @@ Arguments make_arguments(uintptr_t query, bool query_is_double, int64_t batch, i
 
 void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, uintptr_t logsumexp,
              uintptr_t functionals, int64_t top_k, uintptr_t top_indices, uintptr_t top_distances,
-             const std::string& isa, int threads, bool check) {
+             const std::string& isa, int threads, bool check, int screening_digits) {
     const Problem problem = arguments.problem();
     if (check) check_values(problem);
     const int64_t rows = problem.rows ? problem.row_count : problem.count;
@@ -135,7 +135,7 @@ void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, ui
     Outcome outcome;
     {
         const py::gil_scoped_release unlocked;
-        outcome = cpu::moments(problem, output, kernels, control_with(threads));
+        outcome = cpu::moments(problem, output, kernels, control_with(threads, screening_digits));
     }
     raise_for(outcome, check, top_k);
 }

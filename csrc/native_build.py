@@ -87,7 +87,7 @@ def core_sources(machine: str | None = None) -> list[Source]:
     kernels = [kernel_source(isa) for isa in instruction_sets(machine)]
     drivers = [
         Source(path)
-        for path in sorted((CSRC / "cpu").glob("*.cpp"))
+        for path in sorted((CSRC / "cpu").rglob("*.cpp"))
         if not path.name.startswith("kernels_")
     ]
     return kernels + drivers

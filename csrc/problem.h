@@ -85,6 +85,9 @@ struct Control {
     // Called now and then on the calling thread; true stops the call.
     bool (*poll)(void* context) = nullptr;
     void* poll_context = nullptr;
+    // Leading digits of a query that screen 8-bit rows, 0 to choose them. The result does not
+    // depend on it.
+    int screening_digits = 0;
 };
 
 enum class Status : int { ok, cancelled, nothing_eligible, too_few_eligible };

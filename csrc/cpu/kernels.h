@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../problem.h"
+#include "u8/kernels.h"
 
 namespace diffgen::cpu {
 
@@ -54,6 +55,7 @@ struct Kernels {
     // Float additions that fold a finished sum, and the rounding of a product that is not fused.
     int extra_roundings;
     StorageKernels storage[kStorageCount];
+    u8::Kernels bytes;  // the moments of 8-bit rows
     // distances[r] = square - twice products[r] + factor norms[r], and the logits that go with
     // them, log_weights[r] - kappa (distances[r] - left_out). Returns the largest logit.
     double (*logits)(const double* products, const double* norms, const double* log_weights,
@@ -69,7 +71,7 @@ struct Kernels {
     uint64_t (*read_words)(const uint64_t* words, int64_t count);
 };
 
-#define DIFFGEN_ISA(isa, architecture, flags) const Kernels& kernels_##isa();
+#define DIFFGEN_ISA(isa, architecture, flags) const Kernels& kernels_##isa() noexcept;
 #include "isa_list.h"
 #undef DIFFGEN_ISA
 

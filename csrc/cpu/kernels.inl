@@ -4,6 +4,7 @@
 // may be the one that the linker keeps for everybody.
 
 #include "kernels.h"
+#include "u8/kernels.inl"
 
 namespace {
 
@@ -535,6 +536,7 @@ constexpr Kernels make_kernels(const char* name) {
             Vec::kExtraRoundings,
             {storage_kernels<uint8_t>(), storage_kernels<Half>(), storage_kernels<BFloat16>(),
              storage_kernels<float>(), storage_kernels<double>()},
+            u8_loops::make_kernels(),
             logits,
             empty,
             exponentials,

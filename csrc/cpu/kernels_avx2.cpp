@@ -1,10 +1,11 @@
+#include "u8/ints_avx2.h"
 #include "vec_avx2.h"
 // The vectors come first: the loops are written over them.
 #include "kernels.inl"
 
 namespace diffgen::cpu {
 
-const Kernels& kernels_avx2() {
+const Kernels& kernels_avx2() noexcept {
     static constexpr Kernels kernels = make_kernels("avx2");
     return kernels;
 }

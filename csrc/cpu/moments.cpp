@@ -1,5 +1,7 @@
 // Mean, logsumexp and what goes with them, in one pass over the rows.
 
+#include "u8/moments.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -384,6 +386,7 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
 
 Outcome moments(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
                 const Control& control) {
+    if (problem.storage == Storage::u8) return u8::moments(problem, output, kernels.bytes, control);
     StopSign stop(control);
     std::vector<int64_t> unsettled;
     Outcome outcome = run(problem, output, kernels, control.threads, stop, false, unsettled);

@@ -37,6 +37,8 @@ class Nearest {
         }
     }
 
+    void clear() { count_ = 0; }
+
     void absorb(const Nearest& other) {
         for (int64_t i = 0; i < other.count_; ++i) offer(other.heap_[i]);
     }

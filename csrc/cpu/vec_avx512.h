@@ -1,14 +1,8 @@
 // Vectors of 16 floats and 8 doubles: AVX-512 F, BW, DQ, VL.
 #pragma once
 
-// GCC 12 warns of its own headers: the undefined operands there are meant (its bug 105593).
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
 #include "scalar_types.h"
+#include "x86_intrinsics.h"
 
 namespace {
 

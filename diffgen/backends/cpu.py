@@ -23,7 +23,7 @@ _STORAGE = {
     torch.float32: 3,
     torch.float64: 4,
 }
-_LEVELS = ("portable", "avx2", "avx512")
+_LEVELS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
 
 
 @cache
@@ -81,9 +81,26 @@ def _arguments(native: ModuleType, problem: Problem) -> object:
     )
 
 
-def _moments(
-    isa: str, problem: Problem, functionals: bool, top_k: int, mean_dtype: torch.dtype
+def moments(
+    isa: str,
+    problem: Problem,
+    functionals: bool,
+    top_k: int,
+    mean_dtype: torch.dtype,
+    *,
+    screening_digits: int = 0,
 ) -> Moments:
+    """The moments op on one instruction set; see ``registry.Backend``.
+
+    Args:
+        isa: A level of ``csrc/cpu/isa_list.h``, or ``"auto"`` for the best that runs here.
+        problem: As the op has it.
+        functionals: As the op has it.
+        top_k: As the op has it.
+        mean_dtype: As the op has it.
+        screening_digits: Leading digits of a query that screen uint8 rows, 1 to 5; 0 chooses them.
+            A matter of speed: the result does not depend on it, bit for bit.
+    """
     native = _native()
     batch, features = problem.query.shape
     mean = torch.empty((batch, features), dtype=mean_dtype)
@@ -103,6 +120,7 @@ def _moments(
         isa,
         torch.get_num_threads(),
         problem.check_values,
+        screening_digits,
     )
     return mean, logsumexp, fields, indices, distances
 
@@ -136,7 +154,7 @@ def _register(name: str, isa: str, priority: int) -> None:
             priority=priority,
             unavailable=unavailable,
             refuses=_refuses,
-            moments=partial(_moments, isa),
+            moments=partial(moments, isa),
             covariance_product=partial(_covariance_product, isa),
             arithmetic="float32 products with a bound, float64 differences where it decides",
         )

@@ -1,0 +1,100 @@
+// What one instruction set offers for 8-bit rows: integer products and weighted sums, and the
+// element-wise loops around them.
+//
+// Every table gives the same bits: sums are of integers, and floating-point loops are element by
+// element or in a fixed order of lanes, without contraction.
+#pragma once
+
+#include <cstdint>
+
+namespace diffgen::cpu::u8 {
+
+// Balanced 8-bit digits of a query in fixed point, and the most of a weight.
+constexpr int kQueryDigits = 5;
+constexpr int kWeightDigits = 5;
+// A leading digit of +-127 leaves room for the carry out of the others.
+constexpr double kTopDigit = 127.0;
+// Columns of digits and sums of features are padded with zeros to a multiple of this.
+constexpr int64_t kPadding = 64;
+// Lanes of every fixed-order sum of doubles.
+constexpr int kLanes = 8;
+// Weights of the log-sum-exp are integers in units of 2^-46.
+constexpr double kMassUnit = 0x1p46;
+
+inline int64_t padded(int64_t features) {
+    return (features + kPadding - 1) / kPadding * kPadding;
+}
+
+// A query's digits and, for its first p digits alone, p = 1..kQueryDigits at index p - 1: ...
+struct Split {
+    int64_t digit_sums[kQueryDigits];  // sum of the digits of that place
+    double lost[kQueryDigits];         // squared length of what the first p digits leave out
+    double squares[kQueryDigits];      // squared length of what they stand for
+    double square;                     // squared length of the query
+};
+
+// How products become bounds on distances: see `bounds`.
+struct BoundTerms {
+    int64_t correction;     // taken from the products
+    double square;          // |x_p|^2
+    double norm_factor;     // alpha^2
+    double product_factor;  // 2 alpha scale, in units of the product
+    double rounding;        // of the squared distance
+    double lost;            // |x - x_p|
+};
+
+struct Kernels {
+    // out[c][r] = sum_k rows[r][k] columns[c][k], exact. Columns are padded. `ahead` are as many
+    // rows, read next: they are fetched into the cache meanwhile; null for none.
+    void (*products)(const uint8_t* const* rows, int64_t row_count, const int8_t* const* columns,
+                     int64_t column_count, int64_t features, const uint8_t* const* ahead,
+                     int64_t* const* out);
+    // Bytes that `interleave` writes for so many rows and features.
+    int64_t (*interleaved_bytes)(int64_t row_count, int64_t features);
+    // Features [begin, end) of rows, in the order that `weighted_sums` reads; begin is a multiple
+    // of kPadding.
+    void (*interleave)(const uint8_t* const* rows, int64_t row_count, int64_t begin, int64_t end,
+                       void* interleaved);
+    // sums[c][k] = sum_r digits[c][r] rows[r][k], exact, for k in [0, padded(features)). Digits are
+    // padded with zeros to a multiple of four rows; there are at most 65,793 rows.
+    void (*weighted_sums)(const void* interleaved, int64_t row_count, int64_t features,
+                          const int8_t* const* digits, int64_t column_count, int32_t* const* sums);
+
+    // digits[j][k], j = 0 the leading one, of rint(unit x[k]), padded with zeros.
+    void (*split)(const double* x, int64_t features, double unit, int8_t* const* digits,
+                  Split* split);
+    // products[r] = sum_j 256^(count - 1 - j) planes[j][r]
+    void (*combine)(const int64_t* const* planes, int count, int64_t rows, int64_t* products);
+    // logits[r] = log_weights[r] - (norm_factor norms[r] - product_factor (products[r] -
+    // correction)); returns the largest.
+    double (*logits)(const int64_t* products, const double* norms, const double* log_weights,
+                     int64_t rows, int64_t correction, double norm_factor, double product_factor,
+                     double* logits);
+    // The squared distance of each row to x_p, and a lower bound of that to x.
+    void (*bounds)(const int64_t* products, const double* norms, int64_t rows,
+                   const BoundTerms& terms, double* distances, double* near);
+    // logits[r], by the distance to x_p, and an upper bound of that by the distance to x. Returns
+    // the largest of `logits`.
+    double (*screen)(const int64_t* products, const double* norms, const double* log_weights,
+                     int64_t rows, const BoundTerms& terms, double kappa, double constant,
+                     double* logits, double* upper);
+    // |x - scale (row - 128)|^2 by differences.
+    double (*distance)(const uint8_t* row, const double* x, double scale, int64_t features);
+    // weights[r] = exp(logits[r] - reference), 0 where logits[r] < cutoff. Returns their sum in
+    // units of 1 / kMassUnit.
+    int64_t (*weigh)(const double* logits, int64_t rows, double reference, double cutoff,
+                     double* weights);
+    // digits[j][r], j = 0 the leading one, of rint(unit weights[r]) with unit = 127 256^(count-1),
+    // padded. Returns the sum of those integers.
+    int64_t (*weight_digits)(const double* weights, int64_t rows, int count, int8_t* const* digits);
+    // state[k] = old state[k] + fresh (sum_j 256^(count - 1 - j) sums[j][k] - centre); the state is
+    // not read where `old` is zero.
+    void (*fold)(const int32_t* const* sums, int count, int64_t features, int64_t centre,
+                 double old, double fresh, double* state);
+    // state[k] = old state[k] + fresh other[k]
+    void (*merge)(const double* other, int64_t features, double old, double fresh, double* state);
+    // Multiply-adds of 8-bit integers done by the fastest loop there is, for the machine's ceiling.
+    int64_t (*spin)(int64_t iterations);
+};
+
+}  // namespace diffgen::cpu::u8

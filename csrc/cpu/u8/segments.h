@@ -1,0 +1,111 @@
+// The canonical order of the rows: what the bits of a result depend on, and nothing else does.
+//
+// A segment is the eligible rows among 1,024 consecutive ids; a tile is a share of a segment that
+// fits the second-level cache. Tiles are merged into their segment from left to right, segments
+// into the result from left to right.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../../problem.h"
+#include "../buffer.h"
+
+namespace diffgen::cpu::u8 {
+
+constexpr int64_t kSegmentRows = 1024;
+constexpr int64_t kTileBytes = 400 * 1024;
+constexpr int64_t kFewestTileRows = 4;
+
+// Rows of a tile: a power of two, by the number of features alone.
+inline int64_t tile_rows(int64_t features) {
+    int64_t rows = kSegmentRows;
+    while (rows > kFewestTileRows && rows * features > kTileBytes) rows /= 2;
+    return rows;
+}
+
+// Eligible rows, numbered in ascending order of their ids.
+class Segments {
+  public:
+    explicit Segments(const Problem& problem) : problem_(problem) {
+        const int64_t rows = problem.rows ? problem.row_count : problem.count;
+        begins_.push_back(0);
+        if (problem.rows == nullptr) {
+            for (int64_t at = kSegmentRows; at < rows; at += kSegmentRows) begins_.push_back(at);
+        } else {
+            for (int64_t at = 1; at < rows; ++at) {
+                const bool next =
+                    problem.rows[at] / kSegmentRows != problem.rows[at - 1] / kSegmentRows;
+                if (next) begins_.push_back(at);
+            }
+        }
+        if (rows > 0) begins_.push_back(rows);
+    }
+
+    int64_t count() const { return static_cast<int64_t>(begins_.size()) - 1; }
+    int64_t begin(int64_t segment) const { return begins_[static_cast<size_t>(segment)]; }
+    int64_t id(int64_t at) const { return problem_.rows ? problem_.rows[at] : at; }
+    const uint8_t* row(int64_t at) const {
+        return static_cast<const uint8_t*>(problem_.data) + id(at) * problem_.features;
+    }
+
+  private:
+    const Problem& problem_;
+    std::vector<int64_t> begins_;
+};
+
+class Tile {
+  public:
+    explicit Tile(const Problem& problem)
+        : problem_(problem),
+          capacity_(tile_rows(problem.features)),
+          rows_(capacity_),
+          ahead_(capacity_),
+          ids_(capacity_),
+          norms_(capacity_),
+          log_weights_(capacity_) {}
+
+    int64_t capacity() const { return capacity_; }
+
+    // Eligible rows [begin, end), of a segment that ends at `last`.
+    void load(const Segments& segments, int64_t begin, int64_t end, int64_t last) {
+        count_ = end - begin;
+        for (int64_t r = 0; r < count_; ++r) {
+            const int64_t id = segments.id(begin + r);
+            ids_[r] = id;
+            rows_[r] = segments.row(begin + r);
+            ahead_[r] = end + r < last ? segments.row(end + r) : rows_[r];
+            norms_[r] = problem_.norms[id];
+            log_weights_[r] = problem_.log_weights ? problem_.log_weights[id] : 0.0;
+        }
+        fetch_ = end < last;
+    }
+
+    int64_t count() const { return count_; }
+    const uint8_t* const* rows() const { return rows_.data(); }
+    // As many rows that come next; null where there are none.
+    const uint8_t* const* ahead() const { return fetch_ ? ahead_.data() : nullptr; }
+    const double* norms() const { return norms_.data(); }
+    const double* log_weights() const { return log_weights_.data(); }
+    int64_t id(int64_t r) const { return ids_[r]; }
+    // Where the row of that id is in the tile, -1 where it is not.
+    int64_t find(int64_t id) const {
+        const int64_t* const end = ids_.data() + count_;
+        const int64_t* const found = std::lower_bound(ids_.data(), end, id);
+        return found != end && *found == id ? found - ids_.data() : -1;
+    }
+
+  private:
+    const Problem& problem_;
+    int64_t capacity_;
+    int64_t count_ = 0;
+    bool fetch_ = false;
+    Buffer<const uint8_t*> rows_;
+    Buffer<const uint8_t*> ahead_;
+    Buffer<int64_t> ids_;
+    Buffer<double> norms_;
+    Buffer<double> log_weights_;
+};
+
+}  // namespace diffgen::cpu::u8
