@@ -141,35 +141,119 @@ int64_t interleaved_bytes(int64_t row_count, int64_t features) {
            static_cast<int64_t>(sizeof(Ints::V));
 }
 
-// Strip by strip of features, all steps of a strip together.
+// One step of whole strips: kRowsPerStep rows from feature k on, zeros for rows that are not there.
+inline void step_of(const uint8_t* const* rows, int64_t row_count, int64_t first, int64_t k,
+                    Ints::V (&step)[Ints::kVectors]) {
+    static constexpr uint8_t kNothing[Ints::kStrip] = {};
+    const uint8_t* here[Ints::kRowsPerStep];
+    DIFFGEN_UNROLL
+    for (int i = 0; i < Ints::kRowsPerStep; ++i) {
+        here[i] = first + i < row_count ? rows[first + i] + k : kNothing;
+    }
+    Ints::interleave(here, step);
+}
+
+// The same of a strip of which only so many features are there.
+void end_step_of(const uint8_t* const* rows, int64_t row_count, int64_t first, int64_t k,
+                 int64_t inside, Ints::V (&step)[Ints::kVectors]) {
+    uint8_t ends[Ints::kRowsPerStep][Ints::kStrip] = {};
+    const uint8_t* here[Ints::kRowsPerStep];
+    for (int i = 0; i < Ints::kRowsPerStep; ++i) {
+        if (first + i < row_count) {
+            for (int64_t j = 0; j < inside; ++j) ends[i][j] = rows[first + i][k + j];
+        }
+        here[i] = ends[i];
+    }
+    Ints::interleave(here, step);
+}
+
+// Laid out strip by strip of features, all steps of a strip together; read row by row.
 void interleave(const uint8_t* const* rows, int64_t row_count, int64_t begin, int64_t end,
                 void* interleaved) {
-    static constexpr uint8_t kNothing[Ints::kStrip] = {};
-    uint8_t padded[Ints::kRowsPerStep][Ints::kStrip];
-    char* out = static_cast<char*>(interleaved);
+    constexpr int64_t kStepBytes = Ints::kVectors * static_cast<int64_t>(sizeof(Ints::V));
+    const int64_t steps = (row_count + Ints::kRowsPerStep - 1) / Ints::kRowsPerStep;
     const int64_t last = begin + u8::padded(end - begin);
-    for (int64_t k = begin; k < last; k += Ints::kStrip) {
-        const int64_t inside = end - k;
-        for (int64_t r = 0; r < row_count; r += Ints::kRowsPerStep) {
-            const uint8_t* here[Ints::kRowsPerStep];
-            for (int i = 0; i < Ints::kRowsPerStep; ++i) {
-                here[i] = r + i < row_count && inside > 0 ? rows[r + i] + k : kNothing;
-                if (inside < Ints::kStrip && here[i] != kNothing) {
-                    for (int64_t j = 0; j < Ints::kStrip; ++j) {
-                        padded[i][j] = j < inside ? here[i][j] : 0;
-                    }
-                    here[i] = padded[i];
-                }
-            }
+    for (int64_t s = 0; s < steps; ++s) {
+        char* out = static_cast<char*>(interleaved) + s * kStepBytes;
+        for (int64_t k = begin; k < last; k += Ints::kStrip, out += steps * kStepBytes) {
             Ints::V step[Ints::kVectors];
-            Ints::interleave(here, step);
+            if (k + Ints::kStrip <= end) {
+                step_of(rows, row_count, s * Ints::kRowsPerStep, k, step);
+            } else {
+                end_step_of(rows, row_count, s * Ints::kRowsPerStep, k, end - k, step);
+            }
             DIFFGEN_UNROLL
             for (int v = 0; v < Ints::kVectors; ++v) {
-                Ints::store(out, step[v]);
-                out += sizeof(Ints::V);
+                Ints::store(out + v * sizeof(Ints::V), step[v]);
             }
         }
     }
+}
+
+template <int Columns>
+inline void add_step(const Ints::V (&step)[Ints::kVectors], const int8_t* const* digits, int64_t r,
+                     Ints::V (&sum)[Columns][Ints::kVectors]) {
+    DIFFGEN_UNROLL
+    for (int c = 0; c < Columns; ++c) {
+        Ints::V weight = Ints::weights(digits[c] + r);
+        Ints::pin(weight);
+        DIFFGEN_UNROLL
+        for (int v = 0; v < Ints::kVectors; ++v) {
+            sum[c][v] = Ints::multiply_add(sum[c][v], step[v], weight);
+        }
+    }
+}
+
+template <int Columns>
+void weighted_rows_some(const uint8_t* const* rows, int64_t row_count, int64_t begin, int64_t end,
+                        const int8_t* const* digits, int32_t* const* sums) {
+    constexpr int kVectors = Ints::kVectors;
+    const int64_t whole = row_count - row_count % Ints::kRowsPerStep;
+    for (int64_t k = begin; k < begin + u8::padded(end - begin); k += Ints::kStrip) {
+        Ints::V sum[Columns][kVectors];
+        DIFFGEN_UNROLL
+        for (int c = 0; c < Columns; ++c) {
+            DIFFGEN_UNROLL
+            for (int v = 0; v < kVectors; ++v) sum[c][v] = Ints::zero();
+        }
+        int64_t r = 0;
+        Ints::V step[kVectors];
+        if (k + Ints::kStrip <= end) {
+            for (; r < whole; r += Ints::kRowsPerStep) {
+                step_of(rows, whole, r, k, step);
+                add_step<Columns>(step, digits, r, sum);
+            }
+            if (r < row_count) {
+                step_of(rows, row_count, r, k, step);
+                add_step<Columns>(step, digits, r, sum);
+            }
+        } else {
+            for (; r < row_count; r += Ints::kRowsPerStep) {
+                end_step_of(rows, row_count, r, k, end - k, step);
+                add_step<Columns>(step, digits, r, sum);
+            }
+        }
+        DIFFGEN_UNROLL
+        for (int c = 0; c < Columns; ++c) Ints::store_strip(sum[c], sums[c] + (k - begin));
+    }
+}
+
+void weighted_rows(const uint8_t* const* rows, int64_t row_count, int64_t begin, int64_t end,
+                   const int8_t* const* digits, int64_t column_count, int32_t* const* sums) {
+    int64_t c = 0;
+    const auto pass = [&](auto count) {
+        constexpr int kCount = decltype(count)::value;
+        for (; c + kCount <= column_count; c += kCount) {
+            weighted_rows_some<kCount>(rows, row_count, begin, end, digits + c, sums + c);
+        }
+    };
+    if constexpr (Ints::kSumColumns >= 6) {
+        pass(Count<5>());
+        pass(Count<4>());
+    }
+    pass(Count<3>());
+    pass(Count<2>());
+    pass(Count<1>());
 }
 
 template <int Columns>
@@ -190,15 +274,7 @@ void weighted_strip(const char* interleaved, int64_t steps, const int8_t* const*
             data[v] = Ints::load(interleaved);
             interleaved += sizeof(V);
         }
-        DIFFGEN_UNROLL
-        for (int c = 0; c < Columns; ++c) {
-            V weight = Ints::weights(digits[c] + s * Ints::kRowsPerStep);
-            Ints::pin(weight);
-            DIFFGEN_UNROLL
-            for (int v = 0; v < kVectors; ++v) {
-                sum[c][v] = Ints::multiply_add(sum[c][v], data[v], weight);
-            }
-        }
+        add_step<Columns>(data, digits, s * Ints::kRowsPerStep, sum);
     }
     DIFFGEN_UNROLL
     for (int c = 0; c < Columns; ++c) Ints::store_strip(sum[c], sums[c] + feature);
@@ -478,7 +554,7 @@ int64_t spin(int64_t iterations) {
 // ---- The table ---------------------------------------------------------------------------------
 
 constexpr u8::Kernels make_kernels() {
-    return {products, interleaved_bytes, interleave, weighted_sums, split, combine, logits, bounds,
+    return {products, interleaved_bytes, interleave, weighted_sums, weighted_rows, split, combine, logits, bounds,
             screen,   distance,          weigh,      weight_digits, fold,  merge,   spin};
 }
 

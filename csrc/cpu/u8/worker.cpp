@@ -470,6 +470,7 @@ Sums Worker::sums_of(const Unit& unit) const {
 
 void Worker::add(const uint8_t* const* rows, int64_t row_count, const Job* jobs, int64_t count) {
     if (count == 0) return;
+    if (count == 1) return add_one(rows, row_count, jobs[0]);
     for (int64_t begin = 0; begin < features_; begin += kFeatureBlock) {
         const int64_t end = std::min(features_, begin + kFeatureBlock);
         kernels_.interleave(rows, row_count, begin, end, interleaved_.data());
@@ -494,6 +495,17 @@ void Worker::add(const uint8_t* const* rows, int64_t row_count, const Job* jobs,
                 columns += job.count;
             }
         }
+    }
+}
+
+void Worker::add_one(const uint8_t* const* rows, int64_t row_count, const Job& job) {
+    int32_t* sums[kWeightDigits];
+    for (int j = 0; j < job.count; ++j) sums[j] = column_sums_.data() + j * kFeatureBlock;
+    for (int64_t begin = 0; begin < features_; begin += kFeatureBlock) {
+        const int64_t end = std::min(features_, begin + kFeatureBlock);
+        kernels_.weighted_rows(rows, row_count, begin, end, job.digits, job.count, sums);
+        kernels_.fold(sums, job.count, end - begin, job.centre, job.old, job.fresh,
+                      job.mean + begin);
     }
 }
 
