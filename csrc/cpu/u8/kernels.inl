@@ -554,8 +554,14 @@ int64_t spin(int64_t iterations) {
 // ---- The table ---------------------------------------------------------------------------------
 
 constexpr u8::Kernels make_kernels() {
-    return {products, interleaved_bytes, interleave, weighted_sums, weighted_rows, split, combine, logits, bounds,
-            screen,   distance,          weigh,      weight_digits, fold,  merge,   spin};
+    return {products,      interleaved_bytes,
+            interleave,    weighted_sums,
+            weighted_rows, split,
+            combine,       logits,
+            bounds,        screen,
+            distance,      weigh,
+            weight_digits, fold,
+            merge,         spin};
 }
 
 }  // namespace u8_loops
