@@ -27,8 +27,9 @@ constexpr int kFewestDigits = 3;
 constexpr double kSteepest = 1e250;
 // Largest magnitudes under this are zero: their unit would leave the range.
 constexpr double kNothing = 1e-250;
-// Rounding of x_p to float64, relative to |x|, and slack for the rounding of |x - x_p| itself.
-constexpr double kSplitRounding = 0x1p-50;
+// What float64 rounds on the way from a query to its logits, as a length relative to those of x, of
+// its move to the origin and of the rows; and slack for the rounding of |x - x_p| itself.
+constexpr double kRounding = 0x1p-50;
 constexpr double kSlack = 1.0 + 0x1p-20;
 
 // Digits whose products with rows, and those times 256, stay within an int64.
@@ -131,6 +132,7 @@ void QueryBlock::add_point(const Problem& problem, const Kernels& kernels, int64
     Split split;
     kernels.split(x, features_, unit, digits, &split);
     point.square = split.square;
+    const double moved = std::fabs(shift) * std::sqrt(static_cast<double>(features_));
     int64_t correction = 0;
     for (int p = 0; p < kQueryDigits; ++p) {
         // Wraps where so many digits are not used: see most_digits.
@@ -138,8 +140,7 @@ void QueryBlock::add_point(const Problem& problem, const Kernels& kernels, int64
                                           128 * static_cast<uint64_t>(split.digit_sums[p]));
         point.correction[p] = correction;
         point.step[p] = std::ldexp(1.0 / unit, 8 * (kQueryDigits - 1 - p));
-        point.lost[p] =
-            kSlack * std::sqrt(split.lost[p]) + kSplitRounding * std::sqrt(split.square);
+        point.lost[p] = kSlack * std::sqrt(split.lost[p]) + kRounding * (reach(point) + moved);
         point.squares[p] = split.squares[p];
     }
 }

@@ -22,8 +22,10 @@ constexpr double kPickedCost = 3.0;
 constexpr double kDifferenceCost = 40.0;
 // Screens whose bounds leave that many nats to a row of typical distance are tried first.
 constexpr double kFirstWidth = 10.0;
-// Roundings of an expanded squared distance, relative to (|x| + alpha |row|)^2.
-constexpr double kExpandedRounding = 0x1p-48;
+// Roundings of an expanded squared distance, relative to (|x| + alpha |row|)^2: of its assembly,
+// and for each feature of |x_p|^2.
+constexpr double kExpandedRounding = 0x1p-49;
+constexpr double kSquareRounding = 0x1p-56;
 // Rounding of logits and bounds when they are compared, in nats and relative to the largest.
 constexpr double kCompareSlack = 1e-6;
 constexpr double kCompareRounding = 0x1p-48;
@@ -137,6 +139,7 @@ void Worker::plan(const Query& query, int64_t i, const double* logits, double be
     const Point& point = queries_->point_of(query);
     const double square = std::max(0.0, (query.constant - best) / query.kappa);
     const double slope = 4.0 * query.kappa * std::sqrt(square);
+    if (!std::isfinite(slope)) return;
     const int64_t rows = tile_.count();
     int chosen = query.digits;
     double least = query.by_differences ? INFINITY : query.digits;
@@ -223,9 +226,10 @@ void Worker::decide_all(const Query& query, int64_t i) {
 
 BoundTerms Worker::bound_terms(const Point& point, int planes) const {
     const double reach = queries_->reach(point);
-    return {point.correction[planes - 1],      point.squares[planes - 1],
-            point.alpha * point.alpha,         2.0 * point.row_scale * point.step[planes - 1],
-            kExpandedRounding * reach * reach, point.lost[planes - 1]};
+    const double rounding = kExpandedRounding + kSquareRounding * static_cast<double>(features_);
+    return {point.correction[planes - 1], point.squares[planes - 1],
+            point.alpha * point.alpha,    2.0 * point.row_scale * point.step[planes - 1],
+            rounding * reach * reach,     point.lost[planes - 1]};
 }
 
 void Worker::find_bounds(const Query& query) {
