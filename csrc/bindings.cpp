@@ -187,4 +187,6 @@ PYBIND11_MODULE(_native, module) {
                "Bytes a second that so many threads read from memory.");
     module.def("measure_float_peak", &measured<cpu::measure_float_peak>,
                "Float32 operations a second of so many threads.");
+    module.def("measure_integer_peak", &measured<cpu::measure_integer_peak>,
+               "Operations on 8-bit integers a second of so many threads.");
 }

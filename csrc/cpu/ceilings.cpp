@@ -35,6 +35,10 @@ struct Measurement {
         auto& self = *static_cast<Measurement*>(context);
         self.results[task] = self.kernels.spin_fma(kIterations);
     }
+    static void spin_bytes(void* context, int64_t task, bool) {
+        auto& self = *static_cast<Measurement*>(context);
+        self.results[task] = 2.0 * static_cast<double>(self.kernels.bytes.spin(kIterations));
+    }
 };
 
 // The best of several runs: what else the machine does can only slow it down.
@@ -59,12 +63,24 @@ double measure_read_bandwidth(const Kernels& kernels, int threads) {
     return static_cast<double>(measurement.share * threads) * sizeof(uint64_t) / elapsed;
 }
 
-double measure_float_peak(const Kernels& kernels, int threads) {
+namespace {
+
+double measure_peak(const Kernels& kernels, int threads, void (*spin)(void*, int64_t, bool)) {
     Measurement measurement{kernels, nullptr, 0, std::vector<double>(threads)};
-    const double elapsed = best_seconds(measurement, threads, Measurement::spin);
+    const double elapsed = best_seconds(measurement, threads, spin);
     double operations = 0.0;
     for (const double done : measurement.results) operations += done;
     return operations / elapsed;
+}
+
+}  // namespace
+
+double measure_float_peak(const Kernels& kernels, int threads) {
+    return measure_peak(kernels, threads, Measurement::spin);
+}
+
+double measure_integer_peak(const Kernels& kernels, int threads) {
+    return measure_peak(kernels, threads, Measurement::spin_bytes);
 }
 
 }  // namespace diffgen::cpu

@@ -11,4 +11,7 @@ double measure_read_bandwidth(const Kernels& kernels, int threads);
 // Float32 operations a second of independent fused multiply-adds.
 double measure_float_peak(const Kernels& kernels, int threads);
 
+// Operations a second of independent multiply-adds of 8-bit integers, two each.
+double measure_integer_peak(const Kernels& kernels, int threads);
+
 }  // namespace diffgen::cpu

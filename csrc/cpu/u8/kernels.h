@@ -43,6 +43,12 @@ struct BoundTerms {
     double lost;            // |x - x_p|
 };
 
+// The largest logit that seems and the largest that can be.
+struct Screened {
+    double seeming;
+    double possible;
+};
+
 struct Kernels {
     // out[c][r] = sum_k rows[r][k] columns[c][k], exact. Columns are padded. `ahead` are as many
     // rows, read next: they are fetched into the cache meanwhile; null for none.
@@ -77,11 +83,10 @@ struct Kernels {
     // The squared distance of each row to x_p, and a lower bound of that to x.
     void (*bounds)(const int64_t* products, const double* norms, int64_t rows,
                    const BoundTerms& terms, double* distances, double* near);
-    // logits[r], by the distance to x_p, and an upper bound of that by the distance to x. Returns
-    // the largest of `logits`.
-    double (*screen)(const int64_t* products, const double* norms, const double* log_weights,
-                     int64_t rows, const BoundTerms& terms, double kappa, double constant,
-                     double* logits, double* upper);
+    // logits[r], by the distance to x_p, and an upper bound of that by the distance to x.
+    Screened (*screen)(const int64_t* products, const double* norms, const double* log_weights,
+                       int64_t rows, const BoundTerms& terms, double kappa, double constant,
+                       double* logits, double* upper);
     // |x - scale (row - 128)|^2 by differences.
     double (*distance)(const uint8_t* row, const double* x, double scale, int64_t features);
     // weights[r] = exp(logits[r] - reference), 0 where logits[r] < cutoff. Returns their sum in

@@ -410,9 +410,9 @@ inline Bound bound_of(const u8::BoundTerms& t, int64_t product, double norm) {
     return {distance, length * length};
 }
 
-double screen(const int64_t* products, const double* norms, const double* log_weights, int64_t rows,
-              const u8::BoundTerms& terms, double kappa, double constant, double* logits,
-              double* upper) {
+u8::Screened screen(const int64_t* products, const double* norms, const double* log_weights,
+                    int64_t rows, const u8::BoundTerms& terms, double kappa, double constant,
+                    double* logits, double* upper) {
     const u8::BoundTerms t = terms;
     for (int64_t r = 0; r < rows; ++r) {
         const Bound bound = bound_of(t, products[r], norms[r]);
@@ -420,7 +420,7 @@ double screen(const int64_t* products, const double* norms, const double* log_we
         logits[r] = base - kappa * bound.distance;
         upper[r] = base - kappa * bound.near;
     }
-    return largest_of(logits, rows);
+    return {largest_of(logits, rows), largest_of(upper, rows)};
 }
 
 void bounds(const int64_t* products, const double* norms, int64_t rows, const u8::BoundTerms& terms,

@@ -244,27 +244,30 @@ void Worker::screen(const Query& query, int64_t i, const Posterior& part) {
     const Point& point = queries_->point_of(query);
     const int64_t rows = tile_.count();
     const BoundTerms terms = bound_terms(point, planes_used_);
-    double seeming =
+    Screened best =
         kernels_.screen(products_.data(), tile_.norms(), tile_.log_weights(), rows, terms,
                         query.kappa, query.constant, logits_.data(), upper_.data());
     if (excluded_ >= 0) {
         logits_[excluded_] = upper_[excluded_] = -INFINITY;
-        seeming = *std::max_element(logits_.data(), logits_.data() + rows);
+        best.seeming = *std::max_element(logits_.data(), logits_.data() + rows);
+        best.possible = *std::max_element(upper_.data(), upper_.data() + rows);
     }
-    if (seeming == -INFINITY) return;
-    plan(query, i, logits_.data(), seeming);
+    if (best.seeming == -INFINITY) return;
+    plan(query, i, logits_.data(), best.seeming);
+    const double slack =
+        kCompareSlack + kCompareRounding * (std::fabs(best.seeming) + std::fabs(query.constant));
+    double floor = std::max(part.reference, pending_[i].best) - query.margin - slack;
+    if (best.possible < floor) return;
     // A lower bound of the best logit: that of the row that seems best.
     const int64_t nearest =
-        std::find(logits_.data(), logits_.data() + rows, seeming) - logits_.data();
+        std::find(logits_.data(), logits_.data() + rows, best.seeming) - logits_.data();
     if (nearest == rows) return;
     const double log_weight = tile_.log_weights()[nearest];
-    const double distance = (log_weight + query.constant - seeming) / query.kappa;
+    const double distance = (log_weight + query.constant - best.seeming) / query.kappa;
     const double far = std::sqrt(std::max(0.0, distance) + 2.0 * terms.rounding) + terms.lost;
     const double lower = log_weight + query.constant - query.kappa * far * far;
-    const double slack =
-        kCompareSlack + kCompareRounding * (std::fabs(lower) + std::fabs(query.constant));
-    const double running = std::max(part.reference, pending_[i].best);
-    const double floor = std::max(lower - query.cut, running - query.margin) - slack;
+    const double lower_slack = kCompareRounding * std::fabs(lower);
+    floor = std::max(floor, lower - query.cut - slack - lower_slack);
     int64_t count = 0;
     for (int64_t r = 0; r < rows; ++r) {
         // Written so that a NaN bound lets the row through.
