@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-import torch
-from torch import Tensor
+from benchmarks.datasets import DATASETS, Shape
+from benchmarks.operations import LOW_SIGMAS, OPERATIONS
 
-SWEEP_SIGMAS = tuple(float(s) for s in torch.logspace(-1.7, 1.9, 16, dtype=torch.float64))
-"""Noise levels of the sweep, 0.02 to 79."""
+BYTES = {"uint8": 1, "bfloat16": 2, "float16": 2, "float32": 4}
+"""Storage type to the size of an element."""
 
+DENSE_PLANES = 6
+"""Products of 8-bit planes where every point counts: three of the query, three of the weights."""
+
+QUICK_POINTS = 512
 QUICK_DIVISOR = 100
 QUICK_SHAPE = (3, 4, 4)
-
-
-class Methods(Protocol):
-    """What a contender can do once it has seen the data; see ``contenders.Prepared``."""
-
-    denoise: Callable[[Tensor, float], Tensor]
-    posterior: Callable[[Tensor, float], object] | None
-    sweep: Callable[[Tensor, tuple[float, ...]], Tensor]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What is timed, and the least work that it takes.
-
-    Attributes:
-        call: ``(methods, query, sigma)`` to the call that is timed.
-        reads: Passes over the data.
-        products: ``(B, D)``-by-``N`` products, each 2 B N D operations.
-    """
-
-    call: Callable[[Methods, Tensor, float], Callable[[], object]]
-    reads: int
-    products: int
-
-
-def _denoise(methods: Methods, query: Tensor, sigma: float) -> Callable[[], object]:
-    return lambda: methods.denoise(query, sigma)
-
-
-def _backward(methods: Methods, query: Tensor, sigma: float) -> Callable[[], object]:
-    leaf = query.clone().requires_grad_()
-    cotangent = torch.randn(query.shape, generator=torch.Generator().manual_seed(0))
-    return lambda: torch.autograd.grad(methods.denoise(leaf, sigma), leaf, cotangent)
-
-
-def _posterior(methods: Methods, query: Tensor, sigma: float) -> Callable[[], object]:
-    posterior = methods.posterior
-    if posterior is None:
-        raise NotImplementedError("gives the mean only")
-    return lambda: posterior(query, sigma)
-
-
-def _sweep(methods: Methods, query: Tensor, sigma: float) -> Callable[[], object]:
-    return lambda: methods.sweep(query, SWEEP_SIGMAS)
-
-
-OPERATIONS: dict[str, Operation] = {
-    "denoise": Operation(_denoise, reads=1, products=2),
-    # Forward, then logits, (y - m).v and the weighted sum over again.
-    "backward": Operation(_backward, reads=2, products=5),
-    "posterior": Operation(_posterior, reads=1, products=2),
-    # The levels share the distances; each has a weighted sum of its own.
-    "sweep": Operation(_sweep, reads=1, products=1 + len(SWEEP_SIGMAS)),
-}
 
 
 @dataclass(frozen=True)
@@ -75,28 +24,34 @@ class Case:
     """One problem to be timed.
 
     Attributes:
-        name: Unique, as ``--case`` takes it.
+        name: Unique in a run, as ``--case`` takes it.
         group: Cases of one group take their rounds in turn, so that their ratios hold.
+        data: Key of ``DATASETS``.
         num_points: N.
         batch: B.
         sigma: Noise standard deviation, in the units of the data in [-1, 1].
-        dtype: Storage type, ``"float32"`` or ``"uint8"``; both hold the same images.
+        dtype: Storage type, a key of ``BYTES``; all hold the same images, each rounded to its own.
         contenders: Names out of ``contenders.table``; a final ``*`` stands for any ending.
         operation: Key of ``OPERATIONS``.
         shape: Channels, height and width; D is their product.
-        seconds: Time for the rounds of this case, shared with its group.
+        seconds: Time for the rounds of each contender.
+        timed: Whether there are rounds; without, one call tells the accuracy.
+        full: Whether only ``--full`` runs it.
     """
 
     name: str
     group: str
+    data: str
     num_points: int
     batch: int
     sigma: float
     dtype: str
     contenders: tuple[str, ...]
     operation: str = "denoise"
-    shape: tuple[int, int, int] = (3, 32, 32)
-    seconds: float = 20.0
+    shape: Shape = (3, 32, 32)
+    seconds: float = 0.7
+    timed: bool = True
+    full: bool = False
 
     @property
     def num_features(self) -> int:
@@ -107,118 +62,229 @@ class Case:
     @property
     def counted_bytes(self) -> int:
         """Bytes that any exact method must read."""
-        size = 1 if self.dtype == "uint8" else 4
         reads = OPERATIONS[self.operation].reads
-        return reads * self.num_points * self.num_features * size
+        return reads * self.num_points * self.num_features * BYTES[self.dtype]
+
+    @property
+    def one_product(self) -> int:
+        """Additions and multiplications of a ``(B, D)``-by-``N`` product."""
+        return 2 * self.batch * self.num_points * self.num_features
 
     @property
     def counted_operations(self) -> int:
-        """Additions and multiplications of an exact method that skips nothing."""
-        products = OPERATIONS[self.operation].products
-        return 2 * products * self.batch * self.num_points * self.num_features
+        """Additions and multiplications in floating point of a method that skips nothing."""
+        return OPERATIONS[self.operation].products * self.one_product
+
+    @property
+    def counted_integer_operations(self) -> int:
+        """The same in 8-bit integers, for one call of the denoiser.
+
+        At low noise the planes that screen the points are counted only: one up to sigma = 1, two
+        up to 5.
+        """
+        planes = 1 if self.sigma <= 1 else 2 if self.sigma < 5 else DENSE_PLANES
+        return planes * self.one_product
 
     def quick(self) -> Case:
         """The same case, small enough to try the machinery."""
-        small = self.shape if self.num_points == OVERHEAD_POINTS else QUICK_SHAPE
+        if self.num_points == OVERHEAD_POINTS:
+            return replace(self, seconds=0.02)
+        if self.data == "digits":
+            return replace(self, num_points=QUICK_POINTS, seconds=0.02)
+        scaled = self.num_points // QUICK_DIVISOR
         return replace(
             self,
-            num_points=max(OVERHEAD_POINTS, self.num_points // QUICK_DIVISOR),
-            shape=small,
-            seconds=0.05,
+            data="synthetic",
+            num_points=scaled if self.group.startswith("scaling") else min(QUICK_POINTS, scaled),
+            shape=QUICK_SHAPE,
+            seconds=0.02,
         )
 
 
-POINTS = 50_000
-LARGEST_BATCH = 64
+BATCHES = (1, 8, 64, 256)
+SIGMAS = (0.02, 0.3, 2.0, 10.0, 80.0)
+TIMED_SIGMAS = (0.3, 2.0, 80.0)
+"""Noise levels that the default run times; it shows the accuracy at all, with B = 8."""
+
+LARGEST_BATCH = max(BATCHES)
 SCALING_POINTS = (12_500, 25_000, 50_000, 100_000, 200_000)
 OVERHEAD_POINTS = 16
-OVERHEAD_SHAPES = ((3, 4, 4), (3, 32, 32))
+OVERHEAD_SHAPES: tuple[Shape, ...] = ((3, 4, 4), (3, 32, 32))
 
-PEERS = ("expanded", "expanded-chunks", "cdist", "sdpa")
-EVERYTHING = ("diffgen", *PEERS, "expanded-float64", "expanded-bf16")
+PEERS = (
+    *("expanded", "expanded-compiled", "expanded-chunks", "cdist", "sdpa"),
+    *("keops", "deepinv", "smalldiffusion"),
+    *("faiss-top200", "faiss-top2000", "expanded-bf16", "expanded-float64"),
+)
+EVERYTHING = ("diffgen", *PEERS)
 BACKENDS = ("diffgen", "diffgen-*")
 
 
-def _against_peers(
-    batches: tuple[int, ...], sigmas: tuple[float, ...], rounds: float
+def case_name(
+    data: str, batch: int, sigma: float, dtype: str = "float32", operation: str = "denoise"
+) -> str:
+    """The name of a case out of the product of the axes."""
+    return f"{_group(data, batch, sigma, operation)}-{dtype}"
+
+
+def _group(data: str, batch: int, sigma: float, operation: str) -> str:
+    return "-".join([data, f"b{batch}", f"sigma{sigma:g}", *_other(operation)])
+
+
+def _other(operation: str) -> list[str]:
+    return [] if operation == "denoise" else [operation]
+
+
+def _case(name: str, group: str, data: str, *axes: object, **more: object) -> Case:
+    """A case on a whole set."""
+    found = DATASETS[data]
+    return Case(name, group, data, found.count, *axes, shape=found.shape, **more)  # type: ignore[arg-type]
+
+
+def _product(
+    data: str,
+    batches: Iterable[int],
+    sigmas: Iterable[float],
+    dtypes: Iterable[str],
+    operation: str = "denoise",
+    **more: object,
 ) -> list[Case]:
-    cases = []
-    for batch in batches:
-        for sigma in sigmas:
-            group = f"b{batch}-sigma{sigma:g}"
-            common = (group, POINTS, batch, sigma)
-            cases += [
-                Case(f"{group}-float32", *common, "float32", EVERYTHING, seconds=rounds),
-                # The peers of the float32 twin decode beforehand, so they stand for this one too.
-                Case(f"{group}-uint8", *common, "uint8", ("diffgen",), seconds=rounds / 5),
-            ]
-    return cases
+    """Every contender on the float32 set, diffgen alone on its other storage types.
 
-
-def _backends() -> list[Case]:
+    The peers of the float32 case decode beforehand, so they stand for the others too, which are
+    timed in the same rounds.
+    """
     return [
-        Case(
-            f"backends-b{batch}-{dtype}",
-            f"backends-b{batch}",
-            POINTS,
+        _case(
+            case_name(data, batch, sigma, dtype, operation),
+            _group(data, batch, sigma, operation),
+            data,
             batch,
-            2.0,
+            sigma,
             dtype,
-            BACKENDS,
-            seconds=6,
+            EVERYTHING if dtype == "float32" else ("diffgen",),
+            operation,
+            **more,
         )
-        for batch in (1, 8, 64)
-        for dtype in ("float32", "uint8")
+        for batch in batches
+        for sigma in sigmas
+        for dtype in dtypes
     ]
 
 
-def _other_operations() -> list[Case]:
-    fields = ("b8-fields", POINTS, 8, 2.0, "float32")
-    peers = ("diffgen", "expanded", "sdpa")
+def _backends(batches: Iterable[int], **more: object) -> list[Case]:
     return [
-        Case("b8-denoise", *fields, ("diffgen",), seconds=3),
-        Case("b8-posterior", *fields, ("diffgen",), "posterior", seconds=3),
-        Case("b8-backward", *fields, peers, "backward", seconds=10),
-        Case("b8-sweep16", *fields, peers, "sweep", seconds=15),
+        _case(
+            f"backends-b{batch}-{dtype}", f"backends-b{batch}", "cifar", batch, 2.0, dtype,
+            BACKENDS, **more,
+        )
+        for batch in batches
+        for dtype in ("uint8", "float32")
+    ]  # fmt: skip
+
+
+def _trajectory() -> list[Case]:
+    contenders = {"uint8": ("diffgen",), "float32": ("diffgen", "sdpa", "expanded")}
+    return [
+        _case(
+            f"trajectory-{dtype}", "trajectory", "cifar", 64, 80.0, dtype, names, "trajectory",
+            seconds=10.0,
+        )
+        for dtype, names in contenders.items()
+    ]  # fmt: skip
+
+
+def _sweeps() -> list[Case]:
+    """Many noise levels in one pass, against calls; one query, 8-bit storage."""
+    highest = max(LOW_SIGMAS)
+    kinds = (
+        ("sweep-levels", "sweep", 2.0),
+        ("sweep-calls", "calls", 2.0),
+        ("sweep-below1", "sweep-below1", highest),
+        ("sweep-onecall", "denoise", highest),
+    )
+    return [
+        _case(name, "sweep", "cifar", 1, sigma, "uint8", ("diffgen",), operation)
+        for name, operation, sigma in kinds
+    ]
+
+
+def _fields() -> list[Case]:
+    return [
+        _case(f"fields-{operation}", "fields", "cifar", 8, 2.0, "float32", ("diffgen",), operation)
+        for operation in ("denoise", "posterior")
     ]
 
 
 def _overhead() -> list[Case]:
-    contenders = ("diffgen", "expanded", "sdpa")
     cases = []
     for shape in OVERHEAD_SHAPES:
         name = f"overhead-d{shape[0] * shape[1] * shape[2]}"
-        case = Case(name, name, OVERHEAD_POINTS, 1, 0.5, "float32", contenders, seconds=2)
-        cases.append(replace(case, shape=shape))
+        contenders = ("diffgen", "expanded", "sdpa")
+        axes = (OVERHEAD_POINTS, 1, 0.5, "float32", contenders)
+        cases.append(Case(name, name, "synthetic", *axes, shape=shape))
     return cases
 
 
 def _scaling() -> list[Case]:
     cases = []
-    for dtype in ("float32", "uint8"):
+    for dtype in ("uint8", "float32"):
         for batch in (1, 8):
             group = f"scaling-b{batch}-{dtype}"
             cases += [
-                Case(
-                    f"{group}-n{n}",
-                    group,
-                    n,
-                    batch,
-                    2.0,
-                    dtype,
-                    ("diffgen",),
-                    seconds=3,
-                )
+                Case(f"{group}-n{n}", group, "synthetic", n, batch, 2.0, dtype, ("diffgen",))
                 for n in SCALING_POINTS
             ]
     return cases
 
 
-CASES: tuple[Case, ...] = (
-    *_overhead(),
-    *_against_peers((1, 8, 64), (2.0, 80.0), rounds=25),
-    *_against_peers((8, 64), (0.02, 0.5, 5.0, 20.0), rounds=10),
-    *_backends(),
-    *_other_operations(),
-    *_scaling(),  # last: the largest sets
-)
+def _default() -> list[Case]:
+    storage = ("uint8", "float32", "bfloat16")
+    return [
+        *_overhead(),
+        *_product("digits", (8, 64), TIMED_SIGMAS, ("uint8", "float32"), seconds=0.1),
+        *_product("mnist", (8, 64), TIMED_SIGMAS, ("uint8", "float32"), seconds=0.1),
+        *_product("cifar", BATCHES, TIMED_SIGMAS, storage),
+        *_product("cifar", (8,), (2.0,), ("float16",)),
+        *_product("cifar", (8,), (0.02, 10.0), storage, timed=False),
+        *_product("cifar", (8, 64), (2.0,), ("uint8", "float32"), "backward"),
+        *_backends((8,)),
+        *_sweeps(),
+        *_fields(),
+        *_trajectory(),
+        *_scaling(),  # the largest sets
+    ]
+
+
+def _full(default: Iterable[Case]) -> list[Case]:
+    """The product of all axes, what the default run times left out."""
+    known = {case.name: case for case in default}
+    cases = [
+        case
+        for data in ("digits", "mnist", "cifar", "celeba64")
+        for operation in ("denoise", "backward")
+        for case in _product(data, BATCHES, SIGMAS, BYTES, operation, full=True)
+    ]
+    cases += _backends((1, 64), full=True)
+    return [case for case in cases if case.name not in known or not known[case.name].timed]
+
+
+def _table() -> tuple[Case, ...]:
+    default = _default()
+    return (*default, *_full(default))
+
+
+CASES = _table()
+
+
+def chosen(full: bool) -> list[Case]:
+    """The cases of a run, each name once.
+
+    Args:
+        full: Whether the whole product is run; a case that the default run does not time is
+            replaced by the one that does.
+    """
+    if not full:
+        return [case for case in CASES if not case.full]
+    timed = {case.name: case for case in CASES}  # a later case of a name takes the earlier's place
+    return sorted(timed.values(), key=lambda case: list(DATASETS).index(case.data))

@@ -10,6 +10,9 @@ from torch import Tensor
 CHUNK = 1_000
 """Images that share a seed; a shorter set is a prefix of a longer one."""
 
+DUPLICATE_EVERY = 100
+"""Each so-many-th image repeats the one before it, some pixels a grey level off."""
+
 VALUE_RANGE = (-1.0, 1.0)
 
 
@@ -18,7 +21,8 @@ def natural_images(count: int, shape: tuple[int, int, int]) -> Tensor:
 
     White noise gives distances that all lie close together; images do not, and how many of them
     count at a noise level decides both the accuracy of a method and what it may skip. Hence smooth
-    fields, with a contrast and a brightness of their own for each image, clipped like a photograph.
+    fields, with a contrast and a brightness of their own for each image, clipped like a photograph,
+    and near-duplicates among them.
 
     Args:
         count: Number of images, N.
@@ -75,4 +79,8 @@ def _chunk(index: int, shape: tuple[int, int, int]) -> Tensor:
     contrast = 0.2 * torch.exp(0.8 * torch.randn((CHUNK, 1, 1, 1), generator=generator))
     brightness = 0.45 * torch.randn((CHUNK, 1, 1, 1), generator=generator)
     pixels = fields.mul_(contrast).add_(brightness).clamp_(*VALUE_RANGE)
-    return pixels.add_(1).mul_(127.5).round_().to(torch.uint8)
+    levels = pixels.add_(1).mul_(127.5).round_()
+    originals = levels[DUPLICATE_EVERY - 2 :: DUPLICATE_EVERY]
+    changed = torch.randint(-1, 2, originals.shape, generator=generator)
+    levels[DUPLICATE_EVERY - 1 :: DUPLICATE_EVERY] = (originals + changed).clamp_(0, 255)
+    return levels.to(torch.uint8)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from benchmarks.cases import LARGEST_BATCH, OPERATIONS, Case
-from benchmarks.contenders import Contender, Prepared
-from benchmarks.gate import QUERIES, error_in_promises, reference
-from benchmarks.images import decode, natural_images, noisy_queries
-from benchmarks.timer import interleaved, peak_mib
+from benchmarks.cases import Case
+from benchmarks.contender import Contender, Prepared
+from benchmarks.gate import QUERIES, error_in_promises
+from benchmarks.operations import OPERATIONS
+from benchmarks.store import Store
+from benchmarks.timer import SLOWEST_CALL, FirstCall, Timed, first_call, interleaved
 from diffgen import BackendError
 
 
@@ -36,115 +36,120 @@ class Measurement:
 
     Attributes:
         entry: Whose.
-        seconds: Time of the call in each round; empty after a failure.
+        data: What the images are.
+        seconds: Time of the call in each round; empty after a failure, or where none was wanted.
         peak_mib: Memory of the first call beyond the data, or None where it cannot be told.
         error: Worst error in units of the promise; None after a failure.
         failure: Why there are no times; empty otherwise.
+        stopped: Whether one call took so long that it had to do.
+        fault: Whether the failure is one of diffgen, which no contender's row may hide.
     """
 
     entry: Entry
+    data: str = ""
     seconds: Sequence[float] = ()
     peak_mib: float | None = None
     error: float | None = None
     failure: str = ""
+    stopped: bool = False
+    fault: bool = False
 
 
-class Store:
-    """What outlives a group: the 8-bit images of the longest set, and the results of reference."""
-
-    def __init__(self, seed: int = 0) -> None:
-        """Starts empty.
-
-        Args:
-            seed: Another one draws other queries.
-        """
-        self._seed = seed
-        self._images: dict[tuple[int, int, int], Tensor] = {}
-        self._exact: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-
-    def images(self, count: int, shape: tuple[int, int, int], dtype: str) -> Tensor:
-        """``(N, *S)`` images, uint8 or their float32 twin; shorter sets begin longer ones."""
-        kept = self._images.get(shape)
-        if kept is None or kept.shape[0] < count:
-            kept = self._images[shape] = natural_images(count, shape)
-        return kept[:count] if dtype == "uint8" else decode(kept[:count])
-
-    def queries(self, case: Case) -> Tensor:
-        """``(B, *S)`` noisy points; smaller batches begin larger ones."""
-        seed = zlib.crc32(f"queries at sigma {case.sigma:g}, seed {self._seed}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(case.num_points, (LARGEST_BATCH,), generator=generator)
-        points = decode(self.images(case.num_points, case.shape, "uint8")[chosen])
-        return noisy_queries(points, case.sigma, seed)[: case.batch]
-
-    def exact(self, case: Case, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and logsumexp of the first queries of the case, by the definition."""
-        key = (case.num_points, case.shape, case.dtype, case.sigma)
-        if key not in self._exact:
-            several = self.queries(replace(case, batch=QUERIES))
-            self._exact[key] = reference(images, several, case.sigma)
-        mean, logsumexp = self._exact[key]
-        return mean[: case.batch], logsumexp[: case.batch]
+Slow = dict[tuple[str, str], int]
+"""Set and contender, to the smallest batch at which one call had to do."""
 
 
-def measure_group(entries: Sequence[Entry], store: Store) -> list[Measurement]:
+def measure_group(
+    entries: Sequence[Entry], store: Store, slow: Slow | None = None
+) -> list[Measurement]:
     """Measures entries side by side.
 
-    All sets and contenders of the group are held at once, since their rounds are taken in turn,
-    and released on return.
-
     Args:
-        entries: Of cases of one group, which have one shape.
-        store: Where images, queries and their exact results come from.
+        entries: Of cases of one group, which share set and shape.
+        store: Where images, queries, exact results and prepared contenders come from.
+        slow: Contenders that were too slow before, which are not called again with as large a
+            batch; it is added to.
 
     Returns:
         One measurement for each entry, in their order.
     """
-    sets: dict[str, Tensor] = {}
-    prepared: dict[tuple[int, str, str], Prepared] = {}
-    measurements: list[Measurement] = []
-    calls: list[Callable[[], object]] = []
-    timed: list[Measurement] = []
-    for entry in entries:
-        case, contender = entry.case, entry.contender
-        found = Measurement(entry)
-        measurements.append(found)
-        if case.dtype not in sets:
-            largest = max(e.case.num_points for e in entries if e.case.dtype == case.dtype)
-            sets[case.dtype] = store.images(largest, case.shape, case.dtype)
-        images = sets[case.dtype][: case.num_points]
-        query = store.queries(case)
-        exact = store.exact(case, images)
+    slow = {} if slow is None else slow
+    data = store.open([entry.case for entry in entries])
+    measurements = [Measurement(entry, data) for entry in entries]
+    timed: dict[int, Timed] = {}
+    for index, found in enumerate(measurements):
         try:
-            which = (case.num_points, case.dtype, contender.name)
-            if which not in prepared:
-                prepared[which] = contender.prepare(images)
-            methods = prepared[which]
-            call = OPERATIONS[case.operation].call(methods, query, case.sigma)
-            found.peak_mib = peak_mib(call)
-            found.error = _judge(methods, query, case.sigma, exact)
-        except (MemoryError, NotImplementedError, RuntimeError) as error:
-            found.failure = _reason(error)
+            entered = _enter(found, store, slow)
+        except Exception as error:
+            _note_failure(found, error)
         else:
-            calls.append(call)
-            timed.append(found)
-    if calls:
-        seconds = sum(case.seconds for case in {entry.case for entry in entries})
-        for found, times in zip(timed, interleaved(calls, seconds), strict=True):
-            found.seconds = times
+            if entered is not None:
+                timed[index] = entered
+    for index, times in zip(timed, interleaved(list(timed.values())), strict=True):
+        measurements[index].seconds = times
     return measurements
 
 
-def _judge(methods: Prepared, query: Tensor, sigma: float, exact: tuple[Tensor, Tensor]) -> float:
-    mean = methods.denoise(query, sigma)[:QUERIES]
-    mass = None if methods.logsumexp is None else methods.logsumexp(query, sigma)[:QUERIES]
+def note_slow(found: Measurement, slow: Slow) -> None:
+    """Keeps in mind that a contender took too long."""
+    case = found.entry.case
+    if found.stopped and case.operation == "denoise":
+        key = (case.data, found.entry.contender.name)
+        slow[key] = min(case.batch, slow.get(key, case.batch))
+
+
+def _enter(found: Measurement, store: Store, slow: Slow) -> Timed | None:
+    """Judges an entry by a first call; returns what is to be timed in rounds, if anything."""
+    case, contender = found.entry.case, found.entry.contender
+    limit = slow.get((case.data, contender.name))
+    if limit is not None and case.batch >= limit:
+        needs = f"needs over {SLOWEST_CALL:g} s a call at B={limit}"
+        raise NotImplementedError(f"not called: {needs}")
+    operation = OPERATIONS[case.operation]
+    query = store.queries(case)
+    exact = store.exact(case)
+    methods = store.prepared(contender, case)
+    if contender.builds:
+        operation.call(methods, query[:2], case.sigma)()
+    call = operation.call(methods, query, case.sigma)
+    first = first_call(call)
+    found.peak_mib = first.peak_mib
+    found.error = _judge(methods, case, query, exact, first)
+    if not case.timed:
+        return None
+    if first.seconds > SLOWEST_CALL * operation.calls:
+        found.seconds, found.stopped = [first.seconds], True
+        note_slow(found, slow)
+        return None
+    return Timed(call, first.seconds, case.seconds)
+
+
+def _judge(
+    methods: Prepared, case: Case, query: Tensor, exact: tuple[Tensor, Tensor], first: FirstCall
+) -> float:
+    """The error of the first queries: of the timed call where it gives the mean at sigma."""
+    few = query[:QUERIES]
+    if OPERATIONS[case.operation].gives_mean:
+        assert isinstance(first.result, Tensor)
+        mean = first.result[:QUERIES]
+    else:
+        mean = methods.denoise(few, case.sigma)
+    mass = None if methods.logsumexp is None else methods.logsumexp(few, case.sigma)
     return error_in_promises(mean, mass, exact)
 
 
-def _reason(error: Exception) -> str:
-    """The failure of a row that says so; any other error is a fault of the benchmark."""
+def _note_failure(found: Measurement, error: Exception) -> None:
+    """A contender that fails is a row that says so, and a fault if it is diffgen."""
+    found.seconds, found.error = (), None
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return "out of memory"
-    if isinstance(error, NotImplementedError | BackendError):
-        return str(error)
-    raise error
+        found.failure = "out of memory"
+    elif isinstance(error, ImportError):
+        missing = error.name or str(error)
+        found.failure = f"not installed: {missing} (pip install 'diffgen[bench]')"
+    elif isinstance(error, NotImplementedError):
+        found.failure = str(error)
+    else:
+        # No path of this machine in the results.
+        message = re.sub(r"(?<![\w.])/[\w./+-]+", "...", (str(error).splitlines() or [""])[0])
+        found.failure = f"{type(error).__name__}: {message[:160]}"
+        found.fault = found.entry.contender.ours and not isinstance(error, BackendError)

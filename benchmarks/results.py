@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import diffgen
+from benchmarks.cases import Case
 from benchmarks.measure import Measurement
 from diffgen.machine import Ceilings
 
@@ -27,6 +28,7 @@ COLUMNS = (
     "machine",
     "case",
     "operation",
+    "data",
     "N",
     "D",
     "B",
@@ -35,8 +37,7 @@ COLUMNS = (
     "contender",
     "time_ms",
     "min_ms",
-    "q1_ms",
-    "q3_ms",
+    "spread",
     "rounds",
     "peak_mib",
     "error_in_promises",
@@ -45,6 +46,7 @@ COLUMNS = (
     "bound",
     "read_gb_s",
     "fma_gf_s",
+    "int8_gop_s",
     "ceilings",
     "threads",
     "diffgen",
@@ -58,11 +60,30 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Setting:
-    """What all rows of a run have in common."""
+    """What all rows of a run have in common.
+
+    Attributes:
+        machine: Its name.
+        threads: Of everything that is timed.
+        ceilings: What the machine reads and computes in float32 at most.
+        int8_gop_s: 8-bit integer operations (a multiply-add is two), 1e9 a second; None where it
+            cannot be measured.
+    """
 
     machine: str
     threads: int
     ceilings: Ceilings
+    int8_gop_s: float | None = None
+
+
+def integer_peak(threads: int) -> float | None:
+    """The rate of 8-bit multiply-adds of the machine, 1e9 operations a second, or None."""
+    try:
+        from diffgen import _native  # type: ignore[attr-defined, unused-ignore]
+    except ImportError:
+        return None
+    measure = getattr(_native, "measure_integer_peak", None)
+    return None if measure is None else measure(threads) / 1e9
 
 
 def machine_name() -> str:
@@ -84,11 +105,12 @@ def machine_name() -> str:
 def row_of(found: Measurement, setting: Setting) -> Row:
     """The row of a measurement, all but date and commit."""
     case, contender = found.entry.case, found.entry.contender
-    counted = (case.counted_bytes, case.counted_operations)
+    bound, floor_ms = _floor(case, setting)
     row = {
         "machine": setting.machine,
         "case": case.name,
         "operation": case.operation,
+        "data": found.data,
         "N": str(case.num_points),
         "D": str(case.num_features),
         "B": str(case.batch),
@@ -96,31 +118,55 @@ def row_of(found: Measurement, setting: Setting) -> Row:
         "dtype": case.dtype,
         "contender": contender.name,
         "peak_mib": _figure(found.peak_mib),
-        "bound": setting.ceilings.bound(*counted),
+        "bound": bound,
         "read_gb_s": _figure(setting.ceilings.read_gb_s),
         "fma_gf_s": _figure(setting.ceilings.fma_gf_s),
+        "int8_gop_s": _figure(setting.int8_gop_s),
         "ceilings": setting.ceilings.source,
         "threads": str(setting.threads),
         "diffgen": diffgen.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "note": "; ".join(part for part in (found.failure, contender.note) if part),
+        "note": "; ".join(part for part in (*_remarks(found), contender.note) if part),
     }
     if found.error is not None:
         row["error_in_promises"] = _figure(found.error)
         row["in_bounds"] = "yes" if found.error <= 1 else "no"
     if found.seconds:
-        times = sorted(1e3 * t for t in found.seconds)
-        low, median, high = _quartiles(times)
+        times = [1e3 * t for t in found.seconds]
+        median = statistics.median(times)
         row |= {
             "time_ms": _figure(median),
-            "min_ms": _figure(times[0]),
-            "q1_ms": _figure(low),
-            "q3_ms": _figure(high),
+            "min_ms": _figure(min(times)),
+            "spread": _figure(_spread(times)),
             "rounds": str(len(times)),
-            "share_of_ceiling": _figure(setting.ceilings.floor_ms(*counted) / median),
+            "share_of_ceiling": _figure(floor_ms / median),
         }
     return {column: row.get(column, "") for column in COLUMNS}
+
+
+def _floor(case: Case, setting: Setting) -> tuple[str, float]:
+    """What bounds a case, and the least time that takes, in milliseconds.
+
+    An 8-bit set is held against the integer units where their rate is known, and against the
+    memory alone where it is not: its products need no float32.
+    """
+    reading = case.counted_bytes / setting.ceilings.read_gb_s / 1e6
+    if case.dtype != "uint8":
+        computing = case.counted_operations / setting.ceilings.fma_gf_s / 1e6
+    elif setting.int8_gop_s is not None:
+        computing = case.counted_integer_operations / setting.int8_gop_s / 1e6
+    else:
+        computing = 0.0
+    return ("memory", reading) if reading >= computing else ("arithmetic", computing)
+
+
+def _remarks(found: Measurement) -> Iterator[str]:
+    yield found.failure
+    if found.stopped:
+        yield "stopped after one call"
+    elif not found.entry.case.timed and not found.failure:
+        yield "accuracy only"
 
 
 def flatten(saved: Mapping[str, Any]) -> list[Row]:
@@ -157,11 +203,12 @@ def latest() -> Path | None:
     return max(dated)[1] if dated else None
 
 
-def _quartiles(times: list[float]) -> tuple[float, float, float]:
+def _spread(times: list[float]) -> float:
+    """The interquartile range, as a part of the median."""
     if len(times) == 1:
-        return times[0], times[0], times[0]
+        return 0.0
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return low, median, high
+    return (high - low) / median
 
 
 def _figure(value: float | None) -> str:

@@ -18,8 +18,10 @@ CLOCK = ReplayClock()
 def test_case(entry: Entry, suite: Suite, row: Row, benchmark: Any) -> None:
     """Hands the rounds that the group took in turn to pytest-benchmark, with the row."""
     found = suite.measurement(entry)
-    if found.failure:
-        pytest.skip(found.failure)
+    if found.fault:
+        pytest.fail(found.failure, pytrace=False)
+    if not found.seconds:
+        pytest.skip(row["note"])
     benchmark.group = entry.case.group
     benchmark.extra_info.update(row)
     CLOCK.load(found.seconds)

@@ -1,4 +1,4 @@
-"""The one timer: rounds that take every entry in turn, and the memory of a call."""
+"""The one timer: rounds that take every entry in turn, and time and memory of a first call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,61 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MIN_ROUNDS, MAX_ROUNDS = 5, 200
+MIN_ROUNDS, MAX_ROUNDS = 3, 200
+LONG_CALL = 1.5
+"""Seconds from which one round has to do."""
+
+SLOWEST_CALL = 10.0
+"""Seconds of one call of a denoiser from which the first has to do."""
+
 SHORTEST_ROUND = 2e-3
 """Seconds; a shorter call is repeated within its round, or the clock would be measured."""
 
+FIRST_IS_COLD = 0.2
+"""Seconds; a first call that is shorter says little about the next."""
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A call to be timed.
+
+    Attributes:
+        call: What to time.
+        first: Seconds of its first call.
+        seconds: Time for its rounds.
+    """
+
+    call: Callable[[], object]
+    first: float
+    seconds: float
+
+    def plan(self) -> tuple[int, int]:
+        """How many rounds it takes part in, and how many calls are in each."""
+        estimate = seconds_of(self.call) if self.first < FIRST_IS_COLD else self.first
+        if estimate > LONG_CALL:
+            return 1, 1
+        repeats = max(1, math.ceil(SHORTEST_ROUND / max(estimate, 1e-9)))
+        rounds = int(self.seconds / max(repeats * estimate, 1e-9))
+        return min(MAX_ROUNDS, max(MIN_ROUNDS, rounds)), repeats
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """What a first call gave and took.
+
+    Attributes:
+        result: What it returned.
+        seconds: Its time.
+        peak_mib: The most memory it held beyond what the process held before, in MiB, or None
+            where the kernel offers no such mark (it is Linux's).
+    """
+
+    result: object
+    seconds: float
+    peak_mib: float | None
 
 
 def seconds_of(call: Callable[[], object], repeats: int = 1) -> float:
@@ -26,54 +75,50 @@ def seconds_of(call: Callable[[], object], repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def interleaved(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Times the calls in rounds A B C A B C ..., so that a drift of the machine hits all alike.
+def interleaved(entries: Sequence[Timed]) -> list[list[float]]:
+    """Times the entries in rounds A B C A B C ..., so that a drift of the machine hits all alike.
 
-    Each is called once, untimed, to warm up and once to choose the number of rounds.
+    A slow entry takes part in fewer rounds than a fast one, spread evenly over them all.
 
     Args:
-        calls: What to time.
-        seconds: Time to spend on all rounds; at least ``MIN_ROUNDS`` are made.
+        entries: What to time; each has been called.
 
     Returns:
-        For each call, its time in every round, in seconds.
+        For each entry, its time in every round it took part in, in seconds.
     """
-    for call in calls:
-        call()
-    first = [seconds_of(call) for call in calls]
-    repeats = [max(1, math.ceil(SHORTEST_ROUND / t)) for t in first]
-    round_time = sum(t * n for t, n in zip(first, repeats, strict=True))
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / max(round_time, 1e-9))))
-    times: list[list[float]] = [[] for _ in calls]
+    plans = [entry.plan() for entry in entries]
+    rounds = max((share for share, _ in plans), default=0)
+    times: list[list[float]] = [[] for _ in entries]
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
-            for call, n, mine in zip(calls, repeats, times, strict=True):
-                mine.append(seconds_of(call, n))
+        for index in range(rounds):
+            for entry, (share, repeats), mine in zip(entries, plans, times, strict=True):
+                if (index + 1) * share // rounds > index * share // rounds:
+                    mine.append(seconds_of(entry.call, repeats))
     finally:
         gc.enable()
     return times
 
 
-def peak_mib(call: Callable[[], object]) -> float | None:
-    """The most memory that a call holds beyond what the process held before, in MiB.
+def first_call(call: Callable[[], object]) -> FirstCall:
+    """Calls once, and watches time and memory.
 
-    The high-water mark of the resident set, reset before the call, so that native allocations
-    count as well. Memory kept from an earlier call is not counted again, hence: measure the first.
-
-    Returns:
-        MiB, or None where the kernel offers no such mark (it is Linux's).
+    Memory is the high-water mark of the resident set, reset before the call, so that native
+    allocations count as well. What an earlier call has kept is not counted again.
     """
-    gc.collect()
-    if not _CLEAR.exists():
-        call()
-        return None
-    _return_free_memory()
-    _CLEAR.write_text("5")  # resets VmHWM
-    before = _status_kib("VmRSS")
-    call()
-    return max(0.0, (_status_kib("VmHWM") - before) / 1024)
+    gc.collect(0)  # all generations take longer than most calls
+    watched = _CLEAR.exists()
+    before = 0
+    if watched:
+        _return_free_memory()
+        _CLEAR.write_text("5")  # resets VmHWM
+        before = _status_kib("VmRSS")
+    start = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - start
+    peak = max(0.0, (_status_kib("VmHWM") - before) / 1024) if watched else None
+    return FirstCall(result, seconds, peak)
 
 
 def _return_free_memory() -> None:

@@ -1,53 +1,36 @@
-"""The benchmark suite: its tables, its gate, its timer, and the results that are committed."""
+"""The benchmark suite: its tables, its data, its gate, its timer, and what it measures."""
 
 from __future__ import annotations
 
-import argparse
 import doctest
 import importlib.util
 import json
 import math
-import os
-import platform
-import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from benchmark_suite import load_suite
 
-from diffgen.cli import bench
-from diffgen.machine import Ceilings
+load_suite()
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def _load_suite() -> None:
-    """Imports the package by its path: the checkout on ``sys.path`` would hide a built core."""
-    if "benchmarks" in sys.modules:
-        return
-    folder = ROOT / "benchmarks"
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmarks"] = module
-    spec.loader.exec_module(module)
-
-
-_load_suite()
-
-from benchmarks import gate, images, report, results, targets, timer  # noqa: E402
-from benchmarks.cases import CASES, OPERATIONS, SWEEP_SIGMAS  # noqa: E402
-from benchmarks.contenders import PEERS, Contender, Prepared, select, table  # noqa: E402
-from benchmarks.measure import Entry, Measurement, Store, measure_group  # noqa: E402
+from benchmarks import datasets, gate, images, operations, photographs, timer  # noqa: E402
+from benchmarks.cases import BATCHES, CASES, SIGMAS, Case, case_name, chosen  # noqa: E402
+from benchmarks.cases import PEERS as PEER_NAMES  # noqa: E402
+from benchmarks.contender import Contender, Prepared, peer  # noqa: E402
+from benchmarks.contenders import PEERS, select, table  # noqa: E402
+from benchmarks.library_peers import LIBRARY_PEERS  # noqa: E402
+from benchmarks.measure import Entry, Slow, measure_group  # noqa: E402
+from benchmarks.operations import OPERATIONS  # noqa: E402
+from benchmarks.store import Store  # noqa: E402
+from benchmarks.torch_peers import TORCH_PEERS  # noqa: E402
+from diffgen import schedules  # noqa: E402
 
 SHAPE = (3, 4, 4)
-CEILINGS = Ceilings(read_gb_s=10, fma_gf_s=100, threads=2, source="given")
-SETTING = results.Setting("some-machine", 2, CEILINGS)
+MODULES = {"keops": "pykeops", "deepinv": "deepinv", "smalldiffusion": "smalldiffusion"}
 
 
 @pytest.fixture(scope="module")
@@ -55,48 +38,85 @@ def small() -> torch.Tensor:
     return images.natural_images(512, SHAPE)
 
 
+def named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
 # The tables
 
 
-def test_cases_have_names_of_their_own_and_known_parts() -> None:
-    names = [case.name for case in CASES]
-    assert len(set(names)) == len(names)
-    for case in CASES:
-        assert case.operation in OPERATIONS
-        assert case.dtype in ("float32", "uint8")
+@pytest.mark.parametrize("full", [False, True])
+def test_cases_of_a_run_have_names_of_their_own_and_known_parts(full: bool) -> None:
+    cases = chosen(full)
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert case.operation in OPERATIONS and case.data in datasets.DATASETS
+        assert case.num_points <= datasets.DATASETS[case.data].count
         assert "diffgen" in case.contenders
         for pattern in case.contenders:
             assert select(table(), [pattern]), f"{case.name} names no contender by {pattern}"
 
 
-def test_cases_of_a_group_share_their_shape() -> None:
-    shapes = {(case.group, case.shape) for case in CASES}
-    assert len(shapes) == len({group for group, _ in shapes})
+def test_cases_of_a_group_share_set_and_shape() -> None:
+    sets = {(case.group, case.data, case.shape) for case in CASES}
+    assert len(sets) == len({group for group, _, _ in sets})
 
 
-def test_cases_hold_the_problems_that_the_targets_are_about() -> None:
-    problems = {(c.num_points, c.num_features, c.batch, c.sigma, c.dtype) for c in CASES}
-    for sigma in (2, 80):
-        for batch in (1, 8, 64):
-            assert (50_000, 3_072, batch, sigma, "float32") in problems
-            assert (50_000, 3_072, batch, sigma, "uint8") in problems
-    for count in (12_500, 200_000):
-        assert (count, 3_072, 1, 2, "float32") in problems
-        assert (count, 3_072, 8, 2, "float32") in problems
-    assert (16, 3_072, 1, 0.5, "float32") in problems
+def test_full_run_is_the_product_of_the_axes_and_times_it_all() -> None:
+    full = {case.name: case for case in chosen(full=True)}
+    for data in ("digits", "mnist", "cifar", "celeba64"):
+        for batch in BATCHES:
+            for sigma in SIGMAS:
+                for operation in ("denoise", "backward"):
+                    for dtype in ("uint8", "float16", "bfloat16", "float32"):
+                        case = full[case_name(data, batch, sigma, dtype, operation)]
+                        assert case.timed
+                        assert (case.data, case.batch, case.sigma) == (data, batch, sigma)
+    assert {case.name for case in chosen(full=False)} <= set(full)
 
 
-def test_contenders_have_names_of_their_own() -> None:
+def test_default_run_shows_the_accuracy_at_every_level() -> None:
+    names = {case.name for case in chosen(full=False)}
+    for sigma in SIGMAS:
+        for dtype in ("uint8", "float32", "bfloat16"):
+            assert case_name("cifar", 8, sigma, dtype) in names
+
+
+def test_contenders_have_names_of_their_own_and_are_all_in_a_case() -> None:
     names = [contender.name for contender in table()]
     assert len(set(names)) == len(names)
-    assert {"expanded", "cdist", "sdpa"} <= {c.name for c in PEERS if c.rival}
-    assert not {"expanded-bf16"} & {c.name for c in PEERS if c.rival}
+    assert set(PEER_NAMES) == {contender.name for contender in PEERS}
+
+
+def test_rivals_are_the_contenders_that_compute_in_float32() -> None:
+    others = {"expanded-float64", "expanded-bf16", "faiss-top200", "faiss-top2000"}
+    assert {c.name for c in PEERS if not c.rival} == others
 
 
 def test_counted_work_is_one_pass_and_two_products() -> None:
-    case = next(c for c in CASES if c.name == "b8-sigma2-float32")
+    case = named("cifar-b8-sigma2-float32")
     assert case.counted_bytes == 50_000 * 3_072 * 4
     assert case.counted_operations == 4 * 8 * 50_000 * 3_072
+    dense = named("cifar-b64-sigma80-uint8")
+    assert dense.counted_bytes == 50_000 * 3_072
+    # Three planes and three planes, 19.7e9 operations each.
+    assert dense.counted_integer_operations == pytest.approx(6 * 19.66e9, rel=1e-3)
+
+
+def test_trajectory_takes_the_levels_of_the_schedule() -> None:
+    levels = operations.edm_levels()
+    # Powers of 7 in float64, a few units of 2e-16 each.
+    assert levels == pytest.approx(schedules.karras(18)[:-1].tolist(), rel=1e-12)
+    calls: list[float] = []
+    x = torch.full((2, 3), 80.0)
+
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        calls.append(sigma)
+        return torch.zeros_like(x)
+
+    # With a denoiser that is 0, dx/dsigma = x/sigma: the solution is x / 80 sigma, and a line.
+    assert operations.heun(denoise, x).abs().max() < 1e-6
+    assert len(calls) == 35 == OPERATIONS["trajectory"].calls
 
 
 # The data
@@ -115,6 +135,12 @@ def test_images_do_not_depend_on_how_many_are_asked_for(small: torch.Tensor) -> 
     assert torch.equal(longer[:512], small)
 
 
+def test_images_have_near_duplicates_among_them(small: torch.Tensor) -> None:
+    steps = (small[99::100].int() - small[98::100].int()).abs().flatten(1)
+    assert (steps.amax(1) <= 1).all() and (steps.sum(1) > 0).all()
+    assert (small[97::100].int() - small[98::100].int()).abs().amax() > 10
+
+
 def test_float32_twin_holds_the_same_images(small: torch.Tensor) -> None:
     exact = small.double() * (2 / 255) - 1
     # One rounding of a number of at most 1: half of 2^-24 2 = 6e-8; the comparison rounds too.
@@ -129,6 +155,91 @@ def test_noise_of_the_queries_does_not_point_at_an_image() -> None:
         alike = torch.nn.functional.cosine_similarity(noise, pixels, dim=1)
         # Of independent directions: sd 1/sqrt(768) = 0.036; 5 sd for 150 of them.
         assert alike.abs().max() < 0.18
+
+
+def test_digits_keep_their_levels_apart() -> None:
+    found, kind = datasets.load("digits", datasets.Options(), 1_797, (1, 8, 8))
+    assert kind == "digits" and found.shape == (1_797, 1, 8, 8) and found.dtype == torch.uint8
+    assert found.unique().numel() == 17 and found.max() == 255
+
+
+@pytest.mark.parametrize("name", ["cifar", "celeba64", "mnist"])
+def test_set_that_is_not_there_is_stood_in_for_and_says_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)  # an import of it fails
+    options = datasets.Options(cache=tmp_path)
+    found, kind = datasets.load(name, options, 20, SHAPE)
+    assert kind == "synthetic" and torch.equal(found, images.natural_images(20, SHAPE))
+
+
+def test_set_is_stood_in_for_when_nothing_can_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photographs.shutil, "which", lambda tool: None)
+    shape = datasets.DATASETS["cifar"].shape
+    options = datasets.Options(cache=tmp_path / "new", fetch=True)
+    assert datasets.load("cifar", options, 20, shape)[1] == "synthetic"
+
+
+def test_cifar_that_is_named_is_taken(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (5, 3_073), dtype=np.uint8)
+    rows[:, 0] %= 10
+    for number in range(1, 6):
+        (tmp_path / f"data_batch_{number}.bin").write_bytes(rows.tobytes())
+    found, kind = datasets.load("cifar", datasets.Options(cifar=tmp_path), 25, (3, 32, 32))
+    assert kind == "cifar10" and found.shape == (25, 3, 32, 32)
+    assert np.array_equal(found[:5].flatten(1).numpy(), rows[:, 1:])
+    np.save(tmp_path / "other.npy", np.zeros((3, 3, 8, 8), dtype=np.uint8))
+    with pytest.raises(ValueError, match="--cifar must name CIFAR-10"):
+        datasets.load("cifar", datasets.Options(cifar=tmp_path / "other.npy"), 3, (3, 32, 32))
+
+
+def _photograph():
+    pil = pytest.importorskip("PIL.Image")
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    noise[:, :40] = 128  # a sky
+    return pil.fromarray(noise)
+
+
+def test_crops_repeat_and_begin_longer_sets() -> None:
+    ours = [_photograph, _photograph]
+    crops = photographs.cut(ours, 16, 30)
+    assert crops.shape == (30, 3, 16, 16) and crops.dtype == np.uint8
+    assert np.array_equal(photographs.cut(ours, 16, 10), crops[:10])
+    assert len({crop.tobytes() for crop in crops}) == 30
+
+
+def test_crops_of_many_pixels_are_averages() -> None:
+    """Without antialiasing, a pixel would be one of the photograph's and deviate as they do."""
+    levels = photographs._pyramid(_photograph().crop((40, 0, 120, 80)).resize((640, 640), 0))
+    stream = np.random.default_rng(1)
+    assert levels[-1].size == (80, 80)
+    # 8 x 8 source pixels are alike, so a window of 640 pixels has 10 of them to a pixel of the
+    # crop: the deviation of uniform noise, 74, falls by 10 in the mean and at most to a half here.
+    spread = [photographs._crop(levels, 8, stream).std() for _ in range(40)]
+    assert min(spread) < 37
+
+
+def test_nearly_constant_crops_are_rare() -> None:
+    flat = photographs.cut([_photograph], 16, 400).reshape(400, -1).std(1) < 2
+    # A third of the photograph is sky: 1 to 10 in 100 windows of this side lie in it whole. Kept
+    # one time in a hundred: 0.4 of 400 at most are expected.
+    assert flat.sum() <= 5
+
+
+def test_kept_crops_are_those_that_were_cut(tmp_path: Path) -> None:
+    crops = photographs.cut([_photograph], 16, 4)
+    path = photographs.crops_path(16, tmp_path)
+    assert photographs.load(16, tmp_path) is None
+    photographs._keep(crops, [photographs.Source("p", "n.jpg", "0")], path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["crops-16.json", "crops-16.npy"]
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["sources"][0]["package"] == "p" and facts["shape"] == [4, 3, 16, 16]
+    loaded = photographs.load(16, tmp_path)
+    assert loaded is not None and np.array_equal(loaded, crops)
+    np.save(path, crops ^ 1)  # damaged
+    assert photographs.load(16, tmp_path) is None
 
 
 # The gate
@@ -177,15 +288,21 @@ def test_gate_tells_a_planted_error_in_promises() -> None:
 # The contenders
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def _prepared(contender: Contender, stored: torch.Tensor) -> Prepared:
+    """The contender, where its package is installed."""
+    if contender in LIBRARY_PEERS:
+        module = MODULES.get(contender.name, "faiss")
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    return contender.prepare(stored)
+
+
 @pytest.mark.parametrize("contender", PEERS, ids=lambda contender: contender.name)
-def test_peer_computes_the_posterior_mean(
-    contender: Contender, dtype: str, small: torch.Tensor
-) -> None:
-    stored = small if dtype == "uint8" else images.decode(small)
-    methods = contender.prepare(stored)
+def test_peer_computes_the_posterior_mean(contender: Contender, small: torch.Tensor) -> None:
+    stored = images.decode(small)
     query = images.noisy_queries(images.decode(small[:4]), 2.0, 0)
     exact = gate.reference(stored, query, 2.0)
+    methods = _prepared(contender, stored)
     mean = methods.denoise(query, 2.0)
     assert mean.shape == query.shape and mean.dtype == query.dtype
     logsumexp = None if methods.logsumexp is None else methods.logsumexp(query, 2.0)
@@ -193,6 +310,8 @@ def test_peer_computes_the_posterior_mean(
     if contender.name == "expanded-bf16":
         # Eight bits: 2^-9 of data of order 1 is two hundred promises, and at most a thousand.
         assert 1 < error < 1_000
+    elif contender.name == "faiss-top200":
+        assert error > 1  # more than 200 of the 512 count
     else:
         # Logits of |x|^2 |y| / sigma^2 < 100, in float32: 100 * 48 * 2^-24 = 3e-4 < 1e-3 nats.
         assert error < 1
@@ -202,7 +321,9 @@ def test_peer_computes_the_posterior_mean(
 def test_sweep_of_a_peer_is_its_denoiser_at_each_level(
     contender: Contender, small: torch.Tensor
 ) -> None:
-    methods = contender.prepare(images.decode(small))
+    if contender.name == "smalldiffusion":
+        pytest.skip("takes one noise level a call")
+    methods = _prepared(contender, images.decode(small))
     query = images.noisy_queries(images.decode(small[:2]), 2.0, 0)
     swept = methods.sweep(query, (1.0, 4.0))
     for level, sigma in zip(swept, (1.0, 4.0), strict=True):
@@ -210,16 +331,39 @@ def test_sweep_of_a_peer_is_its_denoiser_at_each_level(
         assert (level - methods.denoise(query, sigma)).abs().max() < bound
 
 
+@pytest.mark.parametrize("contender", TORCH_PEERS, ids=lambda contender: contender.name)
+def test_peer_has_a_gradient(contender: Contender, small: torch.Tensor) -> None:
+    query = images.noisy_queries(images.decode(small[:2]), 2.0, 0)
+    methods = contender.prepare(images.decode(small))
+    (gradient,) = OPERATIONS["backward"].call(methods, query, 2.0)()  # type: ignore[misc]
+    ours = select(table(), ["diffgen"])[0].prepare(images.decode(small))
+    (exact,) = OPERATIONS["backward"].call(ours, query, 2.0)()  # type: ignore[misc]
+    bound = 5e-2 if contender.name == "expanded-bf16" else 1e-4
+    assert (gradient - exact).abs().max() < bound
+
+
 # The timer
 
 
-def test_rounds_take_the_entries_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timer, "SHORTEST_ROUND", 0)
+def _timed(*calls, seconds: float = 0.0, first: float = 1.0) -> list[timer.Timed]:
+    return [timer.Timed(call, first, seconds) for call in calls]
+
+
+def test_rounds_take_the_entries_in_turn() -> None:
     order: list[str] = []
     calls = [lambda: order.append("A"), lambda: order.append("B")]
-    times = timer.interleaved(calls, seconds=0)
+    times = timer.interleaved(_timed(*calls))
     assert [len(mine) for mine in times] == [timer.MIN_ROUNDS] * 2
-    assert "".join(order) == "AB" * (2 + timer.MIN_ROUNDS)  # warm-up, estimate, rounds
+    assert "".join(order) == "AB" * timer.MIN_ROUNDS
+
+
+def test_slow_entry_takes_part_in_one_round_among_many() -> None:
+    order: list[str] = []
+    fast = timer.Timed(lambda: order.append("f"), 0.25, 1.5)
+    slow = timer.Timed(lambda: order.append("S"), timer.LONG_CALL + 1, 1.5)
+    times = timer.interleaved([fast, slow])
+    assert [len(mine) for mine in times] == [6, 1]
+    assert "".join(order).count("S") == 1
 
 
 def test_short_calls_are_repeated_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,16 +374,17 @@ def test_short_calls_are_repeated_within_a_round(monkeypatch: pytest.MonkeyPatch
         nonlocal count
         count += 1
 
-    (times,) = timer.interleaved([call], seconds=0)
+    (times,) = timer.interleaved(_timed(call, first=0.0))
     assert count > 10 * len(times)
     assert max(times) < 1e-4  # per call, not per round
 
 
 @pytest.mark.skipif(not timer._CLEAR.exists(), reason="only Linux resets the high-water mark")
 def test_peak_memory_counts_what_a_call_lets_go_again() -> None:
-    peak = timer.peak_mib(lambda: torch.ones(64 << 18).sum())  # 64 MiB
-    assert peak is not None and 60 < peak < 100
-    nothing = timer.peak_mib(lambda: None)
+    first = timer.first_call(lambda: torch.ones(64 << 18).sum())  # 64 MiB
+    assert first.peak_mib is not None and 60 < first.peak_mib < 100
+    assert first.seconds > 0 and float(first.result) == 64 << 18  # type: ignore[arg-type]
+    nothing = timer.first_call(lambda: None).peak_mib
     assert nothing is not None and nothing < 8
 
 
@@ -248,7 +393,7 @@ def test_peak_memory_is_unknown_without_a_mark(
 ) -> None:
     monkeypatch.setattr(timer, "_CLEAR", tmp_path / "none")
     called: list[int] = []
-    assert timer.peak_mib(lambda: called.append(1)) is None
+    assert timer.first_call(lambda: called.append(1)).peak_mib is None
     assert called == [1]
 
 
@@ -265,275 +410,139 @@ def test_replay_clock_passes_the_given_durations() -> None:
 # A group
 
 
+def _opened(*cases: Case, seed: int = 0) -> Store:
+    store = Store(seed)
+    store.open(cases)
+    return store
+
+
 def test_smaller_batches_begin_larger_ones_and_seeds_differ() -> None:
-    case = next(c for c in CASES if c.name == "b8-sigma2-float32").quick()
-    eight = Store().queries(case)
-    assert torch.equal(Store().queries(replace(case, batch=3)), eight[:3])
-    assert not torch.equal(Store(seed=1).queries(case), eight)
+    case = named("cifar-b8-sigma2-float32").quick()
+    eight = _opened(case).queries(case)
+    assert torch.equal(_opened(case).queries(replace(case, batch=3)), eight[:3])
+    assert not torch.equal(_opened(case, seed=1).queries(case), eight)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "bfloat16", "float32"])
+def test_storage_types_hold_the_same_images(dtype: str) -> None:
+    plain = named("cifar-b8-sigma2-uint8").quick()
+    case = replace(plain, dtype=dtype)
+    store = _opened(plain, case)
+    exact = store.images(plain).double() * (2 / 255) - 1
+    if dtype == "uint8":
+        return
+    # One rounding of a number of at most 1, to 8, 11 or 24 bits; the decoded one is rounded twice.
+    bits = {"bfloat16": 8, "float16": 11, "float32": 24}[dtype]
+    assert (store.images(case).double() - exact).abs().max() <= 2**-bits * 1.01
 
 
 def test_exact_results_are_those_of_the_queries() -> None:
-    store = Store()
-    case = next(c for c in CASES if c.name == "b8-sigma2-uint8").quick()
-    stored = store.images(case.num_points, case.shape, case.dtype)
-    expected = gate.reference(stored, store.queries(case)[: gate.QUERIES], case.sigma)
+    case = named("cifar-b8-sigma2-uint8").quick()
+    store = _opened(case)
+    queries = store.queries(case)[: gate.QUERIES]
+    expected = gate.reference(store.images(case), queries, case.sigma)
     for _ in range(2):  # made, then remembered
-        found = store.exact(case, stored)
+        found = store.exact(case)
         assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-    assert store.exact(replace(case, batch=1), stored)[0].shape[0] == 1
+    assert store.exact(replace(case, batch=1))[0].shape[0] == 1
 
 
-def _contender(name: str, prepare) -> Contender:
-    return Contender(name, prepare, rival=name != "diffgen")
+def test_contender_sees_a_set_once_and_another_set_anew() -> None:
+    seen: list[int] = []
+
+    def prepare(stored: torch.Tensor) -> Prepared:
+        seen.append(len(stored))
+        return peer(lambda x, sigma: x)
+
+    case = named("cifar-b8-sigma2-float32").quick()
+    other = replace(case, shape=(1, 2, 2), num_points=16)
+    contender, store = Contender("c", prepare), _opened(case)
+    for opened in (case, case, other):
+        store.open([opened])
+        store.prepared(contender, opened)
+    assert seen == [500, 16]
+
+
+SMALL = CASES[0].quick()
 
 
 def test_failure_of_a_contender_is_a_row_that_says_so() -> None:
     def hungry(stored: torch.Tensor) -> Prepared:
         raise MemoryError
 
-    case = CASES[0].quick()
+    def absent(stored: torch.Tensor) -> Prepared:
+        raise ModuleNotFoundError("No module named 'pykeops'", name="pykeops")
+
+    def broken(stored: torch.Tensor) -> Prepared:
+        raise RuntimeError("no such file /home/somebody/x.so\nmore")
+
     ok = next(c for c in PEERS if c.name == "expanded")
-    entries = [Entry(case, ok), Entry(case, _contender("hungry", hungry))]
-    found, failed = measure_group(entries, Store())
+    failing = [Contender(p.__name__, p) for p in (hungry, absent, broken)]
+    entries = [Entry(SMALL, contender) for contender in (ok, *failing)]
+    found, *failed = measure_group(entries, Store())
     assert len(found.seconds) >= timer.MIN_ROUNDS and found.error is not None
-    row = results.row_of(failed, SETTING)
-    assert row["note"] == "out of memory" and row["time_ms"] == "" and row["in_bounds"] == ""
+    assert [f.failure for f in failed] == [
+        "out of memory",
+        "not installed: pykeops (pip install 'diffgen[bench]')",
+        "RuntimeError: no such file ...",
+    ]
+    assert not any(f.fault or f.seconds for f in failed)
 
 
-def test_fault_of_the_benchmark_is_not_swallowed() -> None:
+def test_fault_of_diffgen_is_not_swallowed() -> None:
     def faulty(stored: torch.Tensor) -> Prepared:
         raise RuntimeError("shapes do not match")
 
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        measure_group([Entry(CASES[0].quick(), _contender("faulty", faulty))], Store())
+    (found,) = measure_group([Entry(SMALL, Contender("diffgen-cpu-x", faulty))], Store())
+    assert found.fault and found.failure == "RuntimeError: shapes do not match"
 
 
 def test_inaccurate_contender_is_timed_and_out_of_bounds() -> None:
-    def wrong(stored: torch.Tensor) -> Prepared:
-        return Prepared(lambda x, sigma: x, lambda x, sigmas: x)
+    wrong = Contender("wrong", lambda stored: peer(lambda x, sigma: x))
+    (found,) = measure_group([Entry(SMALL, wrong)], Store())
+    assert found.error is not None and found.error > 1 and min(found.seconds) > 0
 
-    (found,) = measure_group([Entry(CASES[0].quick(), _contender("wrong", wrong))], Store())
-    row = results.row_of(found, SETTING)
-    assert row["in_bounds"] == "no" and float(row["time_ms"]) > 0
+
+def test_slow_contender_stops_after_one_call_and_is_not_asked_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("benchmarks.measure.SLOWEST_CALL", 0.0)
+    calls: list[int] = []
+
+    def denoise(query: torch.Tensor, sigma: object) -> torch.Tensor:
+        calls.append(len(query))
+        return query
+
+    contender = Contender("snail", lambda stored: peer(denoise))
+    case = named("cifar-b8-sigma2-float32").quick()
+    slow: Slow = {}
+    (found,) = measure_group([Entry(case, contender)], Store(), slow)
+    assert found.stopped and len(found.seconds) == 1 and calls == [8]
+    again = (replace(case, batch=64), replace(case, operation="backward"), replace(case, sigma=0.3))
+    for other in again:
+        (found,) = measure_group([Entry(other, contender)], Store(), slow)
+        assert found.failure == "not called: needs over 0 s a call at B=8"
+    (found,) = measure_group([Entry(replace(case, batch=1), contender)], Store(), slow)
+    assert found.stopped and calls == [8, 1]
+
+
+def test_case_without_rounds_tells_the_accuracy() -> None:
+    ok = next(c for c in PEERS if c.name == "expanded")
+    (found,) = measure_group([Entry(replace(SMALL, timed=False), ok)], Store())
+    assert found.error is not None and not found.seconds and not found.failure
 
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
 def test_diffgen_runs_every_operation(operation: str) -> None:
-    case = replace(CASES[0].quick(), operation=operation)
+    case = replace(SMALL, operation=operation)
     (ours,) = select(table("eager"), ["diffgen"])
     (found,) = measure_group([Entry(case, ours)], Store())
     assert found.failure == "" and found.error is not None and found.error <= 1
-    assert len(SWEEP_SIGMAS) == 16
-
-
-# Rows and results
-
-
-def _row(case: str, contender: str, time_ms: object, **more: str) -> results.Row:
-    row = dict.fromkeys(results.COLUMNS, "")
-    row |= {"case": case, "contender": contender, "time_ms": str(time_ms), "machine": "m"}
-    return row | more
-
-
-def test_row_has_median_quartiles_and_share_of_the_ceiling() -> None:
-    case = next(c for c in CASES if c.name == "b1-sigma2-float32")
-    found = Measurement(Entry(case, PEERS[0]), [0.1, 0.3, 0.2, 0.5, 0.4], 12.345678, 0.5)
-    row = results.row_of(found, SETTING)
-    assert [row[c] for c in ("time_ms", "min_ms", "q1_ms", "q3_ms")] == ["300", "100", "200", "400"]
-    # 50,000 x 3,072 x 4 bytes at 10 GB/s are 61.44 ms.
-    assert row["share_of_ceiling"] == "0.2048" and row["bound"] == "memory"
-    assert row["peak_mib"] == "12.35" and row["in_bounds"] == "yes" and row["N"] == "50000"
-    assert tuple(row) == results.COLUMNS
-
-
-def test_saved_json_is_flattened_with_its_failures(tmp_path: Path) -> None:
-    saved = {
-        "datetime": "2026-01-02T03:04:05.678901+00:00",
-        "commit_info": {"id": "0123456789abcdef", "dirty": True},
-        "benchmarks": [{"extra_info": _row("a", "diffgen", 1)}],
-        "failures": [_row("a", "sdpa", "", note="out of memory")],
-    }
-    rows = results.flatten(saved)
-    assert [row["note"] for row in rows] == ["", "out of memory"]
-    assert rows[0]["date"] == "2026-01-02T03:04:05" and rows[0]["commit"] == "0123456789ab+changes"
-    results.write_csv(tmp_path / "m.csv", rows)
-    assert results.read_csv(tmp_path / "m.csv") == rows
-
-
-def test_machine_name_is_of_the_processor_not_the_host() -> None:
-    name = results.machine_name()
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
-    assert platform.node().lower() not in name
-
-
-def test_targets_follow_from_the_rows() -> None:
-    rows = [
-        _row("b1-sigma2-float32", "diffgen", 20),
-        _row("b1-sigma2-float32", "sdpa", 50),
-        _row("b1-sigma2-float32", "cdist", 400),
-        _row("b1-sigma2-float32", "expanded-bf16", 10),  # no rival
-        _row("b1-sigma2-uint8", "diffgen", 25),
-        _row("overhead-d48", "diffgen", 0.05),
-        *(
-            _row(f"scaling-b1-float32-n{n}", "diffgen", n * (1.2 if n == 200_000 else 1))
-            for n in (12_500, 25_000, 50_000, 100_000, 200_000)
-        ),
-    ]
-    rows[0]["error_in_promises"] = "0.5"
-    found = {t.claim: (t.measure(rows), t) for t in targets.TARGETS}
-    met = {
-        claim: (round(value, 6), target.met(value))
-        for claim, (value, target) in found.items()
-        if value is not None
-    }
-    assert met == {
-        "float32, B=1, sigma=2: faster than the best peer": (2.5, True),
-        "uint8, B=1, sigma=2: faster than the best peer (decoded beforehand)": (2.0, False),
-        "float32, B=1: time per point, N = 12,500 to 200,000, spread": (20.0, False),
-        "`denoiser(x, 0.5)`, N=16, D=48: end to end": (50.0, True),
-        "worst error of all diffgen rows, in promises": (0.5, True),
-    }
-    assert "not run" in targets.target_table(rows) and "**no**" in targets.target_table(rows)
-
-
-def test_every_target_names_a_case_that_is_run() -> None:
-    names = {case.name for case in CASES}
-    assert {target.case for target in targets.TARGETS} - {""} <= names
-
-
-def test_block_replaces_what_is_between_the_markers() -> None:
-    text = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
-    assert report.with_block(text, "new") == f"a\n{report.BEGIN}\nnew\n{report.END}\nb\n"
-    with pytest.raises(ValueError, match="markers"):
-        report.with_block("a", "new")
-
-
-def _saved(path: Path, rows: list[results.Row]) -> Path:
-    saved = {
-        "datetime": "2026-01-02T03:04:05",
-        "commit_info": {"id": "0123456789abcdef", "dirty": False},
-        "benchmarks": [{"extra_info": row} for row in rows],
-        "failures": [],
-    }
-    path.write_text(json.dumps(saved))
-    return path
-
-
-def test_record_keeps_a_complete_run_only(tmp_path: Path) -> None:
-    complete = [
-        _row(case.name, "diffgen", 1.5, N=str(case.num_points), error_in_promises="0.25")
-        for case in CASES
-    ]
-    csv = report.record(_saved(tmp_path / "run.json", complete), tmp_path)
-    assert csv == tmp_path / "m.csv" and len(results.read_csv(csv)) == len(CASES)
-    assert "# Targets on m" in (tmp_path / "m-targets.md").read_text()
-    block = report.readme_block(results.read_csv(csv))
-    assert "| **diffgen**, float32 set | 1.5 | 1.5 | 1.5 | 0.25 | 0.25 |" in block
-    assert "best peer" not in block
-    rival = _row("b8-sigma80-float32", "sdpa", 6)
-    assert "4x (float32, B=8)" in report.readme_block([*complete, rival])
-    quick = [complete[0] | {"N": "3"}, *complete[1:]]
-    with pytest.raises(ValueError, match=CASES[0].name):
-        report.record(_saved(tmp_path / "run.json", quick), tmp_path)
-
-
-def test_readme_and_target_pages_are_those_of_the_committed_results() -> None:
-    readme = report.README.read_text() if report.README.exists() else ""
-    path = results.latest()
-    if path is None:
-        between = readme.partition(report.BEGIN)[2].partition(report.END)[0]
-        assert between.strip() == "", "README.md shows results, and none are committed"
-        return
-    block = report.readme_block(results.read_csv(path))
-    assert report.with_block(readme, block) == readme, "run `python -m benchmarks.report --write`"
-    for csv in results.RESULTS.glob("*.csv"):
-        page = csv.with_name(f"{csv.stem}-targets.md").read_text()
-        assert page == report.targets_page(results.read_csv(csv))
-
-
-def test_committed_results_name_no_path_of_a_host() -> None:
-    for path in results.RESULTS.glob("*"):
-        assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text())
+    assert len(operations.SWEEP_SIGMAS) == len(operations.LOW_SIGMAS) == 16
+    assert max(operations.LOW_SIGMAS) < 1
 
 
 @pytest.mark.parametrize("module", [gate, images])
 def test_examples_in_docstrings_run(module) -> None:
     failed, tried = doctest.testmod(module)
     assert failed == 0 and tried > 0
-
-
-# The suite and the command
-
-
-def _run_suite(*options: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "pytest", "benchmarks", "-q", "--benchmark-only", *options]
-    return subprocess.run(
-        [*line, "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True, env=os.environ
-    )
-
-
-def test_suite_runs_end_to_end_at_tiny_sizes(tmp_path: Path) -> None:
-    saved = tmp_path / "made" / "run.json"
-    done = _run_suite(
-        "--quick",
-        "--benchmark-quiet",
-        "--backend=eager",
-        "--threads=1",
-        "--case=b8-sigma2-*",
-        "--case=overhead-d48",
-        f"--benchmark-json={saved}",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "targets (tiny sizes: no claim)" in done.stdout
-    rows = results.flatten(json.loads(saved.read_text()))
-    by_case = {name: {r["contender"] for r in rows if r["case"] == name} for name in names(rows)}
-    everything = {"diffgen"} | {contender.name for contender in PEERS}
-    assert by_case["b8-sigma2-float32"] == everything
-    assert by_case["b8-sigma2-uint8"] == {"diffgen"}
-    assert by_case["overhead-d48"] == {"diffgen", "expanded", "sdpa"}
-    for row in rows:
-        assert float(row["time_ms"]) > 0 and int(row["rounds"]) >= timer.MIN_ROUNDS
-        assert row["in_bounds"] == ("no" if row["contender"] == "expanded-bf16" else "yes")
-    with pytest.raises(ValueError, match="every case at full size"):
-        report.record(saved, tmp_path)
-
-
-def names(rows: list[results.Row]) -> set[str]:
-    return {row["case"] for row in rows}
-
-
-def test_suite_refuses_a_name_it_does_not_know() -> None:
-    done = _run_suite("--quick", "--case=b9")
-    assert done.returncode != 0
-    assert "--case must be one of overhead-d48" in done.stdout + done.stderr
-
-
-def _parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    bench.add_parser(parser.add_subparsers())
-    return parser.parse_args(["bench", *arguments])
-
-
-def test_command_hands_its_choices_to_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[list[str]] = []
-    monkeypatch.setattr(bench, "find_checkout", lambda: ROOT)
-    monkeypatch.setattr(bench.subprocess, "call", lambda line, cwd: calls.append(line) or 0)
-    args = _parse("--case", "b8-*", "--contender", "sdpa", "--backend", "eager", "--quick")
-    assert args.func(args) == 0
-    (line,) = calls
-    assert line[1:4] == ["-m", "pytest", "benchmarks"] and "--benchmark-only" in line
-    chosen = line[line.index("--case") :]
-    assert chosen == [
-        *("--case", "b8-*", "--contender", "sdpa", "--backend", "eager", "--seed", "0", "--quick")
-    ]
-
-
-def test_command_without_a_checkout_says_where_the_suite_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(bench, "__file__", str(tmp_path / "a" / "b" / "bench.py"))
-    monkeypatch.chdir(tmp_path)
-    assert bench.run(_parse()) == 2
-    assert "checkout" in capsys.readouterr().err
-    monkeypatch.chdir(ROOT)
-    assert bench.find_checkout() == ROOT

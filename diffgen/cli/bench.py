@@ -21,13 +21,15 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "bench",
         run,
-        summary="time diffgen beside what PyTorch alone offers",
+        summary="time diffgen beside what PyTorch and other packages offer",
         description="""Run the benchmark suite, out of a checkout of the source: every contender of
         every case is judged against a float64 reference, then timed in turn with the others.
-        Without a choice it takes about a quarter of an hour on two cores.""",
+        Without a choice it takes about a quarter of an hour on two cores. Packages that the
+        others come from: pip install 'diffgen[bench]'.""",
         examples="""
         diffgen bench --quick
-        diffgen bench --case 'b8-*' --contender diffgen --contender sdpa
+        diffgen bench --case 'cifar-b8-*' --contender diffgen --contender sdpa
+        diffgen bench --full --cifar ./cifar-10-batches-bin --json full.json
         """,
     )
     for option in ("case", "contender"):
@@ -47,6 +49,14 @@ def add_parser(subparsers: Any) -> None:
         help="threads of everything that is timed (default: 2)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the machinery only")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="the product of all axes, in hours; goes on where it was interrupted",
+    )
+    parser.add_argument(
+        "--cifar", type=Path, metavar="PATH", help="CIFAR-10, in place of crops of photographs"
+    )
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="write every row, setting and version here"
     )
@@ -69,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         )
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        return _refuse(f"bench needs {' and '.join(missing)}: pip install 'diffgen[test]'")
+        return _refuse(f"bench needs {' and '.join(missing)}: pip install 'diffgen[bench]'")
     return subprocess.call(command(args), cwd=checkout)
 
 
@@ -90,8 +100,9 @@ def command(args: argparse.Namespace) -> list[str]:
     line += ["--backend", args.backend, "--seed", str(args.seed)]
     if args.threads is not None:
         line += ["--threads", str(args.threads)]
-    if args.quick:
-        line.append("--quick")
+    line += [f"--{option}" for option in ("quick", "full") if getattr(args, option)]
+    if args.cifar is not None:
+        line.append(f"--cifar={args.cifar.resolve()}")
     if args.json is not None:
         line.append(f"--benchmark-json={args.json.resolve()}")
     return line
