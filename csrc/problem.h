@@ -33,18 +33,6 @@ struct Problem {
     double offset;
 
     double origin() const { return offset + stored_shift(storage) * scale; }
-
-    // The same with one query alone.
-    Problem only(int64_t b) const {
-        Problem one = *this;
-        const int64_t bytes = query_is_double ? 8 : 4;
-        one.query = static_cast<const char*>(query) + b * features * bytes;
-        one.batch = 1;
-        one.sigma += b;
-        if (alpha) one.alpha += b;
-        if (exclude) one.exclude += b;
-        return one;
-    }
 };
 
 struct MomentsOutput {
@@ -55,16 +43,6 @@ struct MomentsOutput {
     int64_t top_k;
     int64_t* top_indices;   // (batch, top_k)
     double* top_distances;  // (batch, top_k), l2
-
-    MomentsOutput only(int64_t b, int64_t features) const {
-        MomentsOutput one = *this;
-        one.mean = static_cast<char*>(mean) + b * features * (mean_is_double ? 8 : 4);
-        one.logsumexp += b;
-        if (functionals) one.functionals += 3 * b;
-        one.top_indices += b * top_k;
-        one.top_distances += b * top_k;
-        return one;
-    }
 };
 
 struct CovarianceInput {

@@ -13,7 +13,7 @@ namespace diffgen::cpu {
 
 // Vectors of float32 products, shared by two sums, before they are promoted to float64. Numerics
 // depend on it: see docs/numerics.md and chain_weights in query.cpp.
-constexpr int kChainVectors = 8;
+constexpr int kChainVectors = 6;
 // Rows of float32 accumulation before the weighted sum is added to the accumulator.
 constexpr int kSumChain = 24;
 

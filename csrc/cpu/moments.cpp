@@ -382,6 +382,82 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
     return outcome;
 }
 
+// Some queries of a problem as a problem of their own, with room for its results.
+class Selection {
+  public:
+    Selection(const Problem& problem, const MomentsOutput& output, std::vector<int64_t> chosen)
+        : chosen_(std::move(chosen)),
+          problem_(problem),
+          output_(output),
+          query_bytes_(problem.features * (problem.query_is_double ? 8 : 4)),
+          mean_bytes_(problem.features * (output.mean_is_double ? 8 : 4)),
+          query_(count() * query_bytes_),
+          mean_(count() * mean_bytes_),
+          logsumexp_(count()),
+          functionals_(3 * count()),
+          top_indices_(count() * output.top_k),
+          top_distances_(count() * output.top_k) {
+        for (int64_t i = 0; i < count(); ++i) {
+            const int64_t b = chosen_[i];
+            std::copy_n(static_cast<const char*>(problem.query) + b * query_bytes_, query_bytes_,
+                        query_.data() + i * query_bytes_);
+            sigma_.push_back(problem.sigma[b]);
+            if (problem.alpha) alpha_.push_back(problem.alpha[b]);
+            if (problem.exclude) exclude_.push_back(problem.exclude[b]);
+        }
+        problem_.query = query_.data();
+        problem_.batch = count();
+        problem_.sigma = sigma_.data();
+        if (problem.alpha) problem_.alpha = alpha_.data();
+        if (problem.exclude) problem_.exclude = exclude_.data();
+    }
+
+    const Problem& problem() const { return problem_; }
+
+    MomentsOutput output() {
+        return {mean_.data(),         output_.mean_is_double,
+                logsumexp_.data(),    output_.functionals ? functionals_.data() : nullptr,
+                output_.top_k,        top_indices_.data(),
+                top_distances_.data()};
+    }
+
+    int64_t original(int64_t i) const { return chosen_[i]; }
+
+    // Puts the results where those of the whole problem are.
+    void store() const {
+        for (int64_t i = 0; i < count(); ++i) {
+            const int64_t b = chosen_[i];
+            const int64_t k = output_.top_k;
+            std::copy_n(mean_.data() + i * mean_bytes_, mean_bytes_,
+                        static_cast<char*>(output_.mean) + b * mean_bytes_);
+            output_.logsumexp[b] = logsumexp_[i];
+            if (output_.functionals) {
+                std::copy_n(functionals_.data() + 3 * i, 3, output_.functionals + 3 * b);
+            }
+            std::copy_n(top_indices_.data() + i * k, k, output_.top_indices + b * k);
+            std::copy_n(top_distances_.data() + i * k, k, output_.top_distances + b * k);
+        }
+    }
+
+  private:
+    int64_t count() const { return static_cast<int64_t>(chosen_.size()); }
+
+    std::vector<int64_t> chosen_;
+    Problem problem_;
+    const MomentsOutput& output_;
+    int64_t query_bytes_;
+    int64_t mean_bytes_;
+    Buffer<char> query_;
+    Buffer<char> mean_;
+    Buffer<double> logsumexp_;
+    Buffer<double> functionals_;
+    Buffer<int64_t> top_indices_;
+    Buffer<double> top_distances_;
+    std::vector<double> sigma_;
+    std::vector<double> alpha_;
+    std::vector<int64_t> exclude_;
+};
+
 }  // namespace
 
 Outcome moments(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
@@ -389,19 +465,16 @@ Outcome moments(const Problem& problem, const MomentsOutput& output, const Kerne
     if (problem.storage == Storage::u8) return u8::moments(problem, output, kernels.bytes, control);
     StopSign stop(control);
     std::vector<int64_t> unsettled;
-    Outcome outcome = run(problem, output, kernels, control.threads, stop, false, unsettled);
-    if (outcome.status == Status::cancelled) return outcome;
-    // Rare: the weights are on rows far longer than their tiles' mean.
-    const std::vector<int64_t> postponed = unsettled;
-    for (const int64_t b : postponed) {
-        const Outcome again = run(problem.only(b), output.only(b, problem.features), kernels,
-                                  control.threads, stop, true, unsettled);
-        if (again.status == Status::cancelled) return again;
-        if (again.status != Status::ok && outcome.status == Status::ok) {
-            outcome = {again.status, b, again.eligible};
-        }
-    }
-    return outcome;
+    const Outcome outcome = run(problem, output, kernels, control.threads, stop, false, unsettled);
+    if (outcome.status == Status::cancelled || unsettled.empty()) return outcome;
+    // The weights are on rows longer than the typical one.
+    Selection selection(problem, output, unsettled);
+    const Outcome again = run(selection.problem(), selection.output(), kernels, control.threads,
+                              stop, true, unsettled);
+    if (again.status == Status::cancelled) return again;
+    selection.store();
+    if (outcome.status != Status::ok || again.status == Status::ok) return outcome;
+    return {again.status, selection.original(again.query), again.eligible};
 }
 
 }  // namespace diffgen::cpu

@@ -98,8 +98,8 @@ struct Kernels {
     int64_t (*weight_digits)(const double* weights, int64_t rows, int count, int8_t* const* digits);
     // state[k] = old state[k] + fresh (sum_j 256^(count - 1 - j) sums[j][k] - centre); the state is
     // not read where `old` is zero.
-    void (*fold)(const int32_t* const* sums, int count, int64_t features, int64_t centre,
-                 double old, double fresh, double* state);
+    void (*fold)(const int32_t* const* sums, int count, int64_t row_count, int64_t features,
+                 int64_t centre, double old, double fresh, double* state);
     // state[k] = old state[k] + fresh other[k]
     void (*merge)(const double* other, int64_t features, double old, double fresh, double* state);
     // Multiply-adds of 8-bit integers done by the fastest loop there is, for the machine's ceiling.

@@ -499,32 +499,53 @@ int64_t weight_digits(const double* weights, int64_t rows, int count, int8_t* co
     return some_digits<5>(weights, rows, digits);
 }
 
-template <int Digits, bool Fresh>
-void fold_digits(const int32_t* const* sums, int64_t features, int64_t centre, double old,
-                 double fresh, double* state) {
-    for (int64_t k = 0; k < features; ++k) {
+// Sums of that many rows in two neighbouring places, put together, are within an int32.
+constexpr int64_t kNarrowRows = 256;
+
+// sum_j 256^(Digits - 1 - j) sums[j][k] - centre. Narrow, every step is exact in float64.
+template <int Digits, bool Narrow>
+inline double whole_sum(const int32_t* const* sums, int64_t k, int64_t centre) {
+    if constexpr (Narrow && Digits <= 4) {
+        const int32_t high = sums[0][k] * 256 + sums[1][k];
+        const int32_t low = Digits == 4 ? sums[2][k] * 256 + sums[Digits - 1][k] : sums[2][k];
+        const double shifted = static_cast<double>(high) * (Digits == 4 ? 65536.0 : 256.0);
+        return (shifted + static_cast<double>(low)) - static_cast<double>(centre);
+    } else {
         int64_t whole = sums[0][k];
         for (int j = 1; j < Digits; ++j) whole = whole * 256 + sums[j][k];
-        const double added = static_cast<double>(whole - centre) * fresh;
-        state[k] = Fresh ? added : state[k] * old + added;
+        return static_cast<double>(whole - centre);
     }
 }
 
-template <int Digits>
-void fold_some(const int32_t* const* sums, int64_t features, int64_t centre, double old,
-               double fresh, double* state) {
+template <int Digits, bool Narrow>
+void fold_digits(const int32_t* const* sums, int64_t features, int64_t centre, double old,
+                 double fresh, double* state) {
     if (old == 0.0) {
-        fold_digits<Digits, true>(sums, features, centre, old, fresh, state);
+        for (int64_t k = 0; k < features; ++k) {
+            state[k] = whole_sum<Digits, Narrow>(sums, k, centre) * fresh;
+        }
     } else {
-        fold_digits<Digits, false>(sums, features, centre, old, fresh, state);
+        for (int64_t k = 0; k < features; ++k) {
+            state[k] = state[k] * old + whole_sum<Digits, Narrow>(sums, k, centre) * fresh;
+        }
     }
 }
 
-void fold(const int32_t* const* sums, int count, int64_t features, int64_t centre, double old,
-          double fresh, double* state) {
-    if (count == 3) return fold_some<3>(sums, features, centre, old, fresh, state);
-    if (count == 4) return fold_some<4>(sums, features, centre, old, fresh, state);
-    return fold_some<5>(sums, features, centre, old, fresh, state);
+template <bool Narrow>
+void fold_some(const int32_t* const* sums, int count, int64_t features, int64_t centre, double old,
+               double fresh, double* state) {
+    if (count == 3) return fold_digits<3, Narrow>(sums, features, centre, old, fresh, state);
+    if (count == 4) return fold_digits<4, Narrow>(sums, features, centre, old, fresh, state);
+    return fold_digits<5, Narrow>(sums, features, centre, old, fresh, state);
+}
+
+void fold(const int32_t* const* sums, int count, int64_t row_count, int64_t features,
+          int64_t centre, double old, double fresh, double* state) {
+    if (row_count <= kNarrowRows) {
+        fold_some<true>(sums, count, features, centre, old, fresh, state);
+    } else {
+        fold_some<false>(sums, count, features, centre, old, fresh, state);
+    }
 }
 
 void merge(const double* other, int64_t features, double old, double fresh, double* state) {

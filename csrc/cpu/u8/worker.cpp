@@ -497,8 +497,8 @@ void Worker::add(const uint8_t* const* rows, int64_t row_count, const Job* jobs,
             columns = 0;
             for (; first < last; ++first) {
                 const Job& job = jobs[first];
-                kernels_.fold(sums + columns, job.count, end - begin, job.centre, job.old,
-                              job.fresh, job.mean + begin);
+                kernels_.fold(sums + columns, job.count, row_count, end - begin, job.centre,
+                              job.old, job.fresh, job.mean + begin);
                 columns += job.count;
             }
         }
@@ -511,7 +511,7 @@ void Worker::add_one(const uint8_t* const* rows, int64_t row_count, const Job& j
     for (int64_t begin = 0; begin < features_; begin += kFeatureBlock) {
         const int64_t end = std::min(features_, begin + kFeatureBlock);
         kernels_.weighted_rows(rows, row_count, begin, end, job.digits, job.count, sums);
-        kernels_.fold(sums, job.count, end - begin, job.centre, job.old, job.fresh,
+        kernels_.fold(sums, job.count, row_count, end - begin, job.centre, job.old, job.fresh,
                       job.mean + begin);
     }
 }
