@@ -155,6 +155,24 @@ def run_sanitized(program: Path, sanitizer: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_narrow_form_of_vnni_gives_the_same_bits(compiler, objects):
+    # The 256-bit loops, which AVX-VNNI runs, in the encoding that AVX-512 VNNI has for them.
+    [wide] = [isa for isa in native.all_instruction_sets() if isa.name == "avx512vnni"]
+    if wide not in native.instruction_sets():
+        pytest.skip(f"needs {wide.architecture}")
+    narrow = native.kernel_source(wide)
+    narrow = native.Source(narrow.path, (*narrow.flags, "-DDIFFGEN_NARROW"))
+    others = [source for source in native.core_sources() if source.path != narrow.path]
+    sources = [*others, narrow, native.Source(PROGRAM)]
+    program = objects / "narrow"
+    native.link(compiler, native.compile_objects(compiler, sources, objects), program, [])
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=300, check=False)
+    if "not run here: avx512vnni" in done.stdout:
+        pytest.skip("the processor lacks avx512vnni")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "ran avx512vnni" in done.stdout
+
+
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_native_core_is_clean_under(sanitizer, compiler, tmp_path):
     sources = [*native.core_sources(), native.Source(PROGRAM)]

@@ -201,23 +201,67 @@ void compare_all(const cpu::IsaState& isa) {
     }
 }
 
+// What the moments of 8-bit rows over several segments come to, as bytes.
+std::vector<unsigned char> integer_results(const cpu::IsaState& isa, int threads, int digits) {
+    const int64_t count = 3100, features = 70, batch = 5, top_k = 2;
+    std::mt19937 random(7);
+    std::normal_distribution<double> noise;
+    const Rows rows = make_rows(Storage::u8, count, features, random);
+    std::vector<float> query;
+    std::vector<double> sigma;
+    for (int64_t b = 0; b < batch; ++b) {
+        sigma.push_back(b == 4 ? 0.0 : std::pow(10.0, static_cast<double>(b) - 2.0));
+        for (int64_t k = 0; k < features; ++k) {
+            const double base = rows.values[(700 * b + 3) * features + k];
+            query.push_back(static_cast<float>(base + sigma[b] * noise(random)));
+        }
+    }
+    const Problem problem{
+        query.data(),      false,       batch, features,          sigma.data(), nullptr, nullptr,
+        rows.bytes.data(), Storage::u8, count, rows.norms.data(), nullptr,      nullptr, 0,
+        rows.scale,        rows.offset};
+    std::vector<double> results(batch * (features + 4 + top_k), NAN);
+    std::vector<int64_t> indices(batch * top_k);
+    double* const logsumexp = results.data() + batch * features;
+    const MomentsOutput output{results.data(),       true,  logsumexp,
+                               logsumexp + batch,    top_k, indices.data(),
+                               logsumexp + 4 * batch};
+    const Control control{threads, nullptr, nullptr, digits};
+    const Outcome outcome = cpu::moments(problem, output, *isa.kernels, control);
+    expect(outcome.status == Status::ok, "status", isa.name.c_str(), 0, count, features);
+    std::vector<unsigned char> bytes(results.size() * sizeof(double));
+    std::memcpy(bytes.data(), results.data(), bytes.size());
+    return bytes;
+}
+
+// The bits do not depend on the instruction set, the threads and the digits that screen.
+void compare_bits(const cpu::IsaState& isa) {
+    static const std::vector<unsigned char> expected = integer_results(isa, 1, 0);
+    for (int digits = 0; digits <= 5; ++digits) {
+        expect(integer_results(isa, 1 + digits % 3, digits) == expected, "bits", isa.name.c_str(),
+               digits, 3100, 70);
+    }
+}
+
 bool stop_at_once(void*) {
     return true;
 }
 
 // A long call is left soon after its poll says so.
-void check_stop(const cpu::IsaState& isa) {
+void check_stop(const cpu::IsaState& isa, Storage storage) {
     const int64_t count = 60000, features = 512, batch = 64;
+    // As bytes it is read as 8-bit rows.
     std::vector<float> data(count * features, 0.5f), query(batch * features, 0.25f);
     std::vector<double> norms(count, 0.25 * features), sigma(batch, 5.0);
     std::vector<double> mean(batch * features), logsumexp(batch);
-    const Problem problem{query.data(), false,       batch,        features, sigma.data(), nullptr,
-                          nullptr,      data.data(), Storage::f32, count,    norms.data(), nullptr,
-                          nullptr,      0,           1.0,          0.0};
+    const Problem problem{query.data(), false,       batch,   features, sigma.data(), nullptr,
+                          nullptr,      data.data(), storage, count,    norms.data(), nullptr,
+                          nullptr,      0,           1.0,     0.0};
     const MomentsOutput output{mean.data(), true, logsumexp.data(), nullptr, 0, nullptr, nullptr};
     const Control control{2, stop_at_once, nullptr};
     const Outcome outcome = cpu::moments(problem, output, *isa.kernels, control);
-    expect(outcome.status == Status::cancelled, "stop", isa.name.c_str(), 3, count, features);
+    expect(outcome.status == Status::cancelled, "stop", isa.name.c_str(), static_cast<int>(storage),
+           count, features);
 }
 
 }  // namespace
@@ -230,13 +274,17 @@ int main() {
             continue;
         }
         compare_all(isa);
+        compare_bits(isa);
         std::printf("ran %s\n", isa.name.c_str());
         best = &isa;
     }
-    check_stop(*best);
+    check_stop(*best, Storage::f32);
+    check_stop(*best, Storage::u8);
     std::vector<std::thread> callers;
     for (int i = 0; i < 3; ++i) {
-        callers.emplace_back([best] { compare(*best, Storage::f32, 700, 600, 20, false, 3); });
+        callers.emplace_back([best, i] {
+            compare(*best, i == 0 ? Storage::u8 : Storage::f32, 700, 600, 20, false, 3);
+        });
     }
     for (std::thread& caller : callers) caller.join();
     // The pool has workers by now; a forked child starts its own.
@@ -244,6 +292,7 @@ int main() {
     if (child == 0) {
         failures = 0;
         compare(*best, Storage::f32, 700, 600, 20, false, 3);
+        compare(*best, Storage::u8, 700, 600, 20, false, 3);
         _exit(failures == 0 ? 0 : 1);
     }
     int status = -1;

@@ -1,5 +1,5 @@
 // Products of bytes by vpdpbusd, four to a lane: 64 bytes at once with AVX-512 VNNI, 32 with
-// AVX-VNNI or with the narrow form of AVX-512 VNNI.
+// AVX-VNNI, or with AVX-512 VNNI where DIFFGEN_NARROW asks for its narrow form: a test runs that.
 #pragma once
 
 #include <cstdint>
