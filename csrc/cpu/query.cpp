@@ -86,6 +86,7 @@ QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t b
         query.row_scale = query.alpha * problem.scale;
         query.exclude = problem.exclude ? problem.exclude[b] : -1;
         query.is_double = problem.query_is_double;
+        query.anchored = query.is_double || demands.score;
         query.careful = demands.careful;
         query.typical_length = demands.typical_length;
         const double shift = query.alpha * origin;

@@ -30,6 +30,7 @@ struct Query {
     bool finite = true;  // and its sigma, alpha and exclude are ones that there can be
     bool sigma_is_zero = false;
     bool is_double = false;
+    bool anchored = false;        // distances are decided by their excess over a near row's
     bool careful = false;         // as demanded
     double typical_length = 0.0;  // as demanded
 

@@ -78,7 +78,7 @@ int64_t RowTile::find(int64_t id) const {
 }
 
 TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries,
-                       int64_t rows)
+                       int64_t rows, bool anchored)
     : problem_(problem),
       machine_(kernels),
       kernels_(kernels.storage[static_cast<int>(problem.storage)]),
@@ -93,7 +93,7 @@ TileLogits::TileLogits(const Problem& problem, const Kernels& kernels, int64_t q
       positions_(rows),
       chosen_distances_(rows),
       anchor_stride_(padded_stride<double>(problem.features)),
-      anchors_(problem.query_is_double ? queries * anchor_stride_ : 0) {
+      anchors_(anchored ? queries * anchor_stride_ : 0) {
     survivors_.rows = positions_.data();
     survivors_.logits = logits_.data();
     survivors_.distances = chosen_distances_.data();
@@ -203,7 +203,7 @@ const Survivors& TileLogits::select(const Query& query, int64_t i, const RowTile
 }
 
 void TileLogits::decide(const Query& query, int64_t i, const RowTile& tile, Outlook& outlook) {
-    if (!query.is_double) {
+    if (!query.anchored) {
         for (int64_t s = 0; s < survivors_.count; ++s) {
             const int64_t r = positions_[s];
             chosen_distances_[s] = exact_distance(query, tile, r);

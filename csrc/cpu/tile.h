@@ -61,9 +61,9 @@ class RowTile {
 
 // What a thread knows of a query before a tile: kept between tiles.
 //
-// Logits are those of the squared distances less `anchor_distance`. It is zero for float queries;
-// for float64 ones it is that of a near row, the anchor, about which the excess of another row is
-// found without the rounding of the distances themselves.
+// Logits are those of the squared distances less `anchor_distance`. It is zero for most float
+// queries; for anchored ones it is that of a near row, the anchor, about which the excess of
+// another row is found without the rounding of the distances themselves.
 struct Outlook {
     double best = -1e308;  // a lower bound of the largest logit
     bool wide = false;     // whether products are formed in float64
@@ -85,7 +85,9 @@ struct Survivors {
 
 class TileLogits {
   public:
-    TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries, int64_t rows);
+    // With room for anchors where queries are `anchored`.
+    TileLogits(const Problem& problem, const Kernels& kernels, int64_t queries, int64_t rows,
+               bool anchored);
 
     // Products of all rows of the tile with all finite queries.
     void form(const QueryBlock& queries, const RowTile& tile, Outlook* outlooks);
@@ -121,7 +123,7 @@ class TileLogits {
     Buffer<int64_t> positions_;
     Buffer<double> chosen_distances_;
     Survivors survivors_;
-    // The anchor of each float64 query.
+    // The anchor of each query.
     int64_t anchor_stride_;
     Buffer<double> anchors_;
     double distance_error_ = 0.0;

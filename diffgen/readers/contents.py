@@ -228,6 +228,10 @@ def _index(
     return order.to(labels.device), offsets
 
 
+NARROWEST, WIDEST = 1e-100, 1e100
+"""Widths of a value range whose squared distances float64 can hold."""
+
+
 def _to_range(dtype: torch.dtype, value_range: tuple[float, float]) -> tuple[float, float] | None:
     if dtype != torch.uint8:
         if not isinstance(value_range, DefaultRange):
@@ -240,4 +244,8 @@ def _to_range(dtype: torch.dtype, value_range: tuple[float, float]) -> tuple[flo
     low, high = (float(bound) + 0.0 for bound in value_range)
     if not (isfinite(low) and isfinite(high) and low < high):
         raise ValueError(f"value_range must be finite (lo, hi) with lo < hi, got {value_range}")
+    if not NARROWEST <= high - low <= WIDEST:
+        raise ValueError(
+            f"value_range must be {NARROWEST:g} to {WIDEST:g} wide, got {value_range}"
+        )
     return low, high

@@ -89,6 +89,9 @@ struct Kernels {
                        double* logits, double* upper);
     // |x - scale (row - 128)|^2 by differences.
     double (*distance)(const uint8_t* row, const double* x, double scale, int64_t features);
+    // That less |x - scale (anchor - 128)|^2, without the rounding of either.
+    double (*excess)(const uint8_t* row, const uint8_t* anchor, const double* x, double scale,
+                     int64_t features);
     // weights[r] = exp(logits[r] - reference), 0 where logits[r] < cutoff. Returns their sum in
     // units of 1 / kMassUnit.
     int64_t (*weigh)(const double* logits, int64_t rows, double reference, double cutoff,

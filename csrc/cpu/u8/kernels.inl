@@ -433,9 +433,10 @@ void bounds(const int64_t* products, const double* norms, int64_t rows, const u8
     }
 }
 
-double distance(const uint8_t* row, const double* x, double scale, int64_t features) {
-    // Four sums a lane, short ones, then a total: where all roundings go one way, their number
-    // counts.
+// Sum over the features of term(k), in four sums a lane, short ones, then a total: where all
+// roundings go one way, their number counts.
+template <typename Term>
+inline double sum_of(int64_t features, Term term) {
     constexpr int kParts = 4;
     constexpr int64_t kStep = kParts * u8::kLanes;
     constexpr int64_t kChain = 16 * kStep;
@@ -446,15 +447,9 @@ double distance(const uint8_t* row, const double* x, double scale, int64_t featu
         int64_t k = begin;
         for (; k + kStep <= end; k += kStep) {
             DIFFGEN_UNROLL
-            for (int i = 0; i < kStep; ++i) {
-                const double gap = x[k + i] - scale * (static_cast<double>(row[k + i]) - 128.0);
-                sum[i] += gap * gap;
-            }
+            for (int i = 0; i < kStep; ++i) sum[i] += term(k + i);
         }
-        for (int i = 0; k < end; ++k, ++i) {
-            const double gap = x[k] - scale * (static_cast<double>(row[k]) - 128.0);
-            sum[i] += gap * gap;
-        }
+        for (int i = 0; k < end; ++k, ++i) sum[i] += term(k);
         double lane[u8::kLanes];
         for (int i = 0; i < u8::kLanes; ++i) {
             lane[i] = (sum[i] + sum[8 + i]) + (sum[16 + i] + sum[24 + i]);
@@ -462,6 +457,23 @@ double distance(const uint8_t* row, const double* x, double scale, int64_t featu
         total += sum_lanes(lane);
     }
     return total;
+}
+
+double distance(const uint8_t* row, const double* x, double scale, int64_t features) {
+    return sum_of(features, [=](int64_t k) {
+        const double gap = x[k] - scale * (static_cast<double>(row[k]) - 128.0);
+        return gap * gap;
+    });
+}
+
+double excess(const uint8_t* row, const uint8_t* anchor, const double* x, double scale,
+              int64_t features) {
+    return sum_of(features, [=](int64_t k) {
+        const int32_t apart = int32_t{anchor[k]} - int32_t{row[k]};
+        const int32_t both = int32_t{anchor[k]} + int32_t{row[k]} - 256;
+        const double far = 2.0 * x[k] - scale * static_cast<double>(both);
+        return (scale * static_cast<double>(apart)) * far;
+    });
 }
 
 // ---- Weights -----------------------------------------------------------------------------------
@@ -580,9 +592,10 @@ constexpr u8::Kernels make_kernels() {
             weighted_rows, split,
             combine,       logits,
             bounds,        screen,
-            distance,      weigh,
-            weight_digits, fold,
-            merge,         spin};
+            distance,      excess,
+            weigh,         weight_digits,
+            fold,          merge,
+            spin};
 }
 
 }  // namespace u8_loops

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../pool.h"
+#include "../selection.h"
 #include "relay.h"
 #include "worker.h"
 
@@ -156,6 +157,33 @@ class Wave {
     Relay relay_;
 };
 
+// A nearest row for each query whose logits are decided by differences; found, with the lowest id
+// among the nearest, in a pass of its own. False when the call was stopped.
+bool find_anchors(const Problem& problem, const Kernels& kernels, const Control& control,
+                  int64_t first, QueryBlock& queries) {
+    std::vector<int64_t> chosen;
+    for (int64_t i = 0; i < queries.count(); ++i) {
+        const Query& query = queries[i];
+        if (query.finite && query.by_differences && !query.sigma_is_zero) {
+            chosen.push_back(first + i);
+        }
+    }
+    if (chosen.empty()) return true;
+    const MomentsOutput wanted{nullptr, false, nullptr, nullptr, 1, nullptr, nullptr};
+    Selection selection(problem, wanted, chosen);
+    const std::vector<double> zeros(chosen.size());
+    Problem nearest = selection.problem();
+    nearest.sigma = zeros.data();
+    const MomentsOutput found = selection.output();
+    if (moments(nearest, found, kernels, control).status == Status::cancelled) return false;
+    for (size_t i = 0; i < chosen.size(); ++i) {
+        const int64_t id = std::max<int64_t>(found.top_indices[i], 0);
+        queries.set_anchor(kernels, chosen[i] - first,
+                           static_cast<const uint8_t*>(problem.data) + id * problem.features);
+    }
+    return true;
+}
+
 }  // namespace
 
 Outcome moments(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
@@ -192,6 +220,9 @@ Outcome moments(const Problem& problem, const MomentsOutput& output, const Kerne
             const int64_t begin = block * cut.block;
             const int64_t end = std::min(problem.batch, begin + cut.block);
             blocks.emplace_back(problem, kernels, begin, end, demands, lengths);
+            if (!find_anchors(problem, kernels, control, begin, blocks.back())) {
+                return {Status::cancelled, -1, 0};
+            }
             for (Posterior& total : totals[block - first].parts) {
                 total.clear();
                 total.nearest.clear();

@@ -103,6 +103,13 @@ double QueryBlock::reach(const Point& point) const {
     return std::sqrt(point.square) + point.alpha * lengths_.longest;
 }
 
+void QueryBlock::set_anchor(const Kernels& kernels, int64_t i, const uint8_t* row) {
+    const Point& point = point_of(queries_[i]);
+    queries_[i].anchor = row;
+    queries_[i].constant =
+        queries_[i].kappa * kernels.distance(row, point.x, point.row_scale, features_);
+}
+
 void QueryBlock::add_point(const Problem& problem, const Kernels& kernels, int64_t b) {
     const int64_t stride = padded(features_);
     Point& point = points_[point_count_];

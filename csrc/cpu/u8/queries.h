@@ -33,13 +33,14 @@ struct Query {
     double kappa = 0.0;           // 1 / (2 sigma^2); 1 for sigma = 0
     double norm_factor = 0.0;     // kappa alpha^2
     double product_factor = 0.0;  // of a product of all `digits`
-    double constant = 0.0;        // kappa |x|^2, left out of the logits
+    double constant = 0.0;        // kappa |x|^2, or that of the anchor: left out of the logits
     double margin = 0.0;          // tiles and segments so far below another, in nats, are dropped
     double cut = 0.0;             // rows so far below the best of their tile, in nats, are dropped
     double weight_tolerance = 0.0;
     int64_t exclude = -1;
-    int digits = kQueryDigits;    // that decide the logits
-    bool by_differences = false;  // the logits are decided by float64 differences instead
+    int digits = kQueryDigits;        // that decide the logits
+    bool by_differences = false;      // the logits are decided by float64 differences instead,
+    const uint8_t* anchor = nullptr;  // from this row, a nearest one
     bool sigma_is_zero = false;
     bool finite = true;  // and its sigma, alpha and exclude are ones that there can be
 };
@@ -70,6 +71,8 @@ class QueryBlock {
     const Point& point(int64_t p) const { return points_[p]; }
     const Point& point_of(const Query& query) const { return points_[query.point]; }
     double reach(const Point& point) const;
+    // Refers the logits of query i, decided by differences, to a nearest row.
+    void set_anchor(const Kernels& kernels, int64_t i, const uint8_t* row);
     const Lengths& lengths() const { return lengths_; }
 
   private:

@@ -26,9 +26,11 @@ constexpr double kFirstWidth = 10.0;
 // and for each feature of |x_p|^2.
 constexpr double kExpandedRounding = 0x1p-49;
 constexpr double kSquareRounding = 0x1p-56;
-// Rounding of logits and bounds when they are compared, in nats and relative to the largest.
-constexpr double kCompareSlack = 1e-6;
-constexpr double kCompareRounding = 0x1p-48;
+// When logits are compared with bounds on their true values, in nats: twice what the query's digits
+// may take of each, and the rounding of either, relative to the largest and for each feature.
+constexpr double kCompareSlack = 1.6e-5;
+constexpr double kCompareRounding = 0x1p-46;
+constexpr double kSumRounding = 0x1p-58;
 // At sigma = 0 squared distances under this share of the squared lengths are nothing.
 constexpr double kCoincident = 0x1p-98;
 
@@ -120,6 +122,7 @@ void Worker::run(const QueryBlock& queries, int64_t segment, const std::atomic<d
 
 int Worker::first_planes(const Query& query) const {
     if (task_.forced_planes > 0) return std::min(task_.forced_planes, query.digits);
+    if (query.sigma_is_zero) return 1;
     const Point& point = queries_->point_of(query);
     const double distance =
         std::hypot(std::sqrt(point.square), point.alpha * queries_->lengths().typical);
@@ -254,8 +257,9 @@ void Worker::screen(const Query& query, int64_t i, const Posterior& part) {
     }
     if (best.seeming == -INFINITY) return;
     plan(query, i, logits_.data(), best.seeming);
+    const double rounding = kCompareRounding + kSumRounding * static_cast<double>(features_);
     const double slack =
-        kCompareSlack + kCompareRounding * (std::fabs(best.seeming) + std::fabs(query.constant));
+        kCompareSlack + rounding * (std::fabs(best.seeming) + std::fabs(query.constant));
     double floor = std::max(part.reference, pending_[i].best) - query.margin - slack;
     if (best.possible < floor) return;
     // A lower bound of the best logit: that of the row that seems best.
@@ -266,7 +270,7 @@ void Worker::screen(const Query& query, int64_t i, const Posterior& part) {
     const double distance = (log_weight + query.constant - best.seeming) / query.kappa;
     const double far = std::sqrt(std::max(0.0, distance) + 2.0 * terms.rounding) + terms.lost;
     const double lower = log_weight + query.constant - query.kappa * far * far;
-    const double lower_slack = kCompareRounding * std::fabs(lower);
+    const double lower_slack = rounding * std::fabs(lower);
     floor = std::max(floor, lower - query.cut - slack - lower_slack);
     int64_t count = 0;
     for (int64_t r = 0; r < rows; ++r) {
@@ -285,9 +289,9 @@ void Worker::screen(const Query& query, int64_t i, const Posterior& part) {
     }
     if (query.by_differences) {
         for (int64_t s = 0; s < count; ++s) {
-            const double exact =
-                kernels_.distance(chosen_.rows[s], point.x, point.row_scale, features_);
-            chosen_.logits[s] = candidate_log_weights_[s] - query.kappa * exact;
+            const double excess =
+                kernels_.excess(chosen_.rows[s], query.anchor, point.x, point.row_scale, features_);
+            chosen_.logits[s] = candidate_log_weights_[s] - query.kappa * excess;
             chosen_.best = std::max(chosen_.best, chosen_.logits[s]);
         }
         return;
