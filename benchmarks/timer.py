@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MIN_ROUNDS, MAX_ROUNDS = 3, 200
+MIN_ROUNDS, MAX_ROUNDS = 3, 50
 LONG_CALL = 1.5
 """Seconds from which one round has to do."""
 
@@ -22,6 +22,10 @@ SHORTEST_ROUND = 2e-3
 
 FIRST_IS_COLD = 0.2
 """Seconds; a first call that is shorter says little about the next."""
+
+SETTLE = 0.015
+"""Seconds before each timed call: an OpenMP library's threads spin for milliseconds after their work,
+and would take the cores of the next contender."""
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -95,6 +99,7 @@ def interleaved(entries: Sequence[Timed]) -> list[list[float]]:
         for index in range(rounds):
             for entry, (share, repeats), mine in zip(entries, plans, times, strict=True):
                 if (index + 1) * share // rounds > index * share // rounds:
+                    time.sleep(SETTLE)
                     mine.append(seconds_of(entry.call, repeats))
     finally:
         gc.enable()

@@ -280,7 +280,10 @@ class EmpiricalDenoiser(nn.Module):
             levels = levels[:, None].expand(steps, batch)
         labels = None if labels is None else labels.repeat(steps)
         ids = None if ids is None else ids.repeat(steps)
-        problem = query.repeat(steps, 1), levels.reshape(-1), None, labels, ids
+        # Not `repeat`: a copy that large would be PyTorch's threads', which spin for milliseconds
+        # after it while the kernel wants their cores.
+        repeated = torch.cat([query] * steps) if steps else query[:0]
+        problem = repeated, levels.reshape(-1), None, labels, ids
         return self._moments(problem, mean_dtype=x.dtype).mean.view(steps, *x.shape)
 
     def posterior_mean(
