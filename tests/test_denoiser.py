@@ -44,7 +44,13 @@ def test_denoiser_is_the_posterior_mean(storage, query_dtype, sigma):
     x = noised(values, sigma, 5).to(query_dtype)
     denoised = denoiser_of(data)(x, sigma)
     assert denoised.dtype == query_dtype and denoised.shape == x.shape
-    assert_mean(denoised, exact(x, values, sigma).mean)
+    if storage == torch.uint8:
+        # A set of bytes has the one promise; in float64 it is that of the score, min(sigma, 1) of it.
+        bound = PROMISE * min(sigma, 1.0) if query_dtype == torch.float64 else PROMISE
+        error = (denoised.double() - exact(x, values, sigma).mean).abs()
+        assert error.amax() <= bound
+    else:
+        assert_mean(denoised, exact(x, values, sigma).mean)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

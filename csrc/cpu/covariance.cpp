@@ -50,7 +50,7 @@ class Worker {
         : problem_(problem),
           kernels_(kernels),
           tile_(problem),
-          logits_(problem, kernels, queries, tile_.capacity(), problem.query_is_double),
+          logits_(problem, kernels, queries, tile_.capacity(), true),
           outlooks_(queries),
           stride_(padded_stride<double>(problem.features)),
           rows_(queries * stride_),
