@@ -1,6 +1,7 @@
 # `make check` is everything that CI runs, against the environment that is active.
 PYTHON ?= python
-NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inl)
+NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inl \
+	csrc/*/*/*.h csrc/*/*/*.cpp csrc/*/*/*.inl)
 
 .PHONY: check lint format-check types layers test format bench build clean
 
