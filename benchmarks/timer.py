@@ -23,9 +23,10 @@ SHORTEST_ROUND = 2e-3
 FIRST_IS_COLD = 0.2
 """Seconds; a first call that is shorter says little about the next."""
 
-SETTLE = 0.015
+SETTLE = 0.008
 """Seconds before each timed call: an OpenMP library's threads spin for milliseconds after their work,
-and would take the cores of the next contender."""
+and would take the cores of the next contender. Spent in a loop: after a sleep as long, calls of a
+few milliseconds take up to twice their time on a virtual machine."""
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -79,6 +80,13 @@ def seconds_of(call: Callable[[], object], repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+def settle() -> None:
+    """Waits for ``SETTLE`` without giving up the processor."""
+    end = time.perf_counter() + SETTLE
+    while time.perf_counter() < end:
+        pass
+
+
 def interleaved(entries: Sequence[Timed]) -> list[list[float]]:
     """Times the entries in rounds A B C A B C ..., so that a drift of the machine hits all alike.
 
@@ -99,7 +107,7 @@ def interleaved(entries: Sequence[Timed]) -> list[list[float]]:
         for index in range(rounds):
             for entry, (share, repeats), mine in zip(entries, plans, times, strict=True):
                 if (index + 1) * share // rounds > index * share // rounds:
-                    time.sleep(SETTLE)
+                    settle()
                     mine.append(seconds_of(entry.call, repeats))
     finally:
         gc.enable()

@@ -14,6 +14,9 @@ constexpr int kColumnsAtOnce = 6;
 // those of other queries. The bits of a result depend on it.
 constexpr int64_t kDenseShare = 4;
 constexpr int64_t kMostPending = kSegmentRows / kDenseShare;
+// From this share of its rows on, in per cent, all rows of a dense tile are summed, together with
+// those of other queries.
+constexpr int64_t kWholeShare = 60;
 // Tiles from one plan of the screen to the next.
 constexpr int64_t kPlanEvery = 4;
 // What a digit's product costs for a row picked out of a tile, in products of a whole tile, and
@@ -385,11 +388,13 @@ void Worker::accept(const Query& query, int64_t i, double nearest_square, Poster
     }
     settle(query, i, part);
     chosen_.nearest_square = nearest_square;
+    // Where many rows are left out, those that are left are picked: the sums are the same.
+    const bool whole = kept * 100 >= kWholeShare * tile_.count();
     int8_t* const room =
-        dense ? dense_digits_.data() + i * kWeightDigits * digit_stride_ : sparse_digits_.data();
-    const Job job = weigh(query, chosen_, dense ? positions_.data() : nullptr, room, part);
+        whole ? dense_digits_.data() + i * kWeightDigits * digit_stride_ : sparse_digits_.data();
+    const Job job = weigh(query, chosen_, whole ? positions_.data() : nullptr, room, part);
     if (job.count == 0) return;
-    if (dense) {
+    if (whole) {
         jobs_.push_back(job);
     } else {
         add(chosen_.rows, chosen_.count, &job, 1);
