@@ -67,8 +67,10 @@ struct Kernels {
                           const int8_t* const* digits, int64_t column_count, int32_t* const* sums);
 
     // The same from the rows themselves, for at most kWeightDigits columns: features [begin, end).
+    // Of the rows `ahead` the first of each step is fetched meanwhile; null for none.
     void (*weighted_rows)(const uint8_t* const* rows, int64_t row_count, int64_t begin, int64_t end,
-                          const int8_t* const* digits, int64_t column_count, int32_t* const* sums);
+                          const int8_t* const* digits, int64_t column_count,
+                          const uint8_t* const* ahead, int32_t* const* sums);
 
     // digits[j][k], j = 0 the leading one, of rint(unit x[k]), padded with zeros.
     void (*split)(const double* x, int64_t features, double unit, int8_t* const* digits,

@@ -206,7 +206,8 @@ inline void add_step(const Ints::V (&step)[Ints::kVectors], const int8_t* const*
 
 template <int Columns>
 void weighted_rows_some(const uint8_t* const* rows, int64_t row_count, int64_t begin, int64_t end,
-                        const int8_t* const* digits, int32_t* const* sums) {
+                        const int8_t* const* digits, const uint8_t* const* ahead,
+                        int32_t* const* sums) {
     constexpr int kVectors = Ints::kVectors;
     const int64_t whole = row_count - row_count % Ints::kRowsPerStep;
     for (int64_t k = begin; k < begin + u8::padded(end - begin); k += Ints::kStrip) {
@@ -220,6 +221,7 @@ void weighted_rows_some(const uint8_t* const* rows, int64_t row_count, int64_t b
         Ints::V step[kVectors];
         if (k + Ints::kStrip <= end) {
             for (; r < whole; r += Ints::kRowsPerStep) {
+                if (ahead) __builtin_prefetch(ahead[r] + k, 0, 2);
                 step_of(rows, whole, r, k, step);
                 add_step<Columns>(step, digits, r, sum);
             }
@@ -239,12 +241,13 @@ void weighted_rows_some(const uint8_t* const* rows, int64_t row_count, int64_t b
 }
 
 void weighted_rows(const uint8_t* const* rows, int64_t row_count, int64_t begin, int64_t end,
-                   const int8_t* const* digits, int64_t column_count, int32_t* const* sums) {
+                   const int8_t* const* digits, int64_t column_count, const uint8_t* const* ahead,
+                   int32_t* const* sums) {
     int64_t c = 0;
     const auto pass = [&](auto count) {
         constexpr int kCount = decltype(count)::value;
         for (; c + kCount <= column_count; c += kCount) {
-            weighted_rows_some<kCount>(rows, row_count, begin, end, digits + c, sums + c);
+            weighted_rows_some<kCount>(rows, row_count, begin, end, digits + c, ahead, sums + c);
         }
     };
     if constexpr (Ints::kSumColumns >= 6) {

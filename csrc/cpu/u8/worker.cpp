@@ -183,8 +183,8 @@ void Worker::form_products() {
         out += kQueryDigits * tile_.capacity();
     }
     kernels_.products(tile_.rows(), tile_.count(), columns_.data(),
-                      static_cast<int64_t>(columns_.size()), features_, tile_.ahead(),
-                      outs_.data());
+                      static_cast<int64_t>(columns_.size()), features_,
+                      queries_->count() == 1 ? tile_.early() : tile_.ahead(), outs_.data());
 }
 
 void Worker::take(int64_t i, Posterior& part) {
@@ -486,7 +486,10 @@ Sums Worker::sums_of(const Unit& unit) const {
 
 void Worker::add(const uint8_t* const* rows, int64_t row_count, const Job* jobs, int64_t count) {
     if (count == 0) return;
-    if (count == 1) return add_one(rows, row_count, jobs[0]);
+    if (count == 1) {
+        return add_one(rows, row_count, jobs[0],
+                       row_count == tile_.count() ? tile_.ahead() : nullptr);
+    }
     for (int64_t begin = 0; begin < features_; begin += kFeatureBlock) {
         const int64_t end = std::min(features_, begin + kFeatureBlock);
         kernels_.interleave(rows, row_count, begin, end, interleaved_.data());
@@ -514,12 +517,13 @@ void Worker::add(const uint8_t* const* rows, int64_t row_count, const Job* jobs,
     }
 }
 
-void Worker::add_one(const uint8_t* const* rows, int64_t row_count, const Job& job) {
+void Worker::add_one(const uint8_t* const* rows, int64_t row_count, const Job& job,
+                     const uint8_t* const* ahead) {
     int32_t* sums[kWeightDigits];
     for (int j = 0; j < job.count; ++j) sums[j] = column_sums_.data() + j * kFeatureBlock;
     for (int64_t begin = 0; begin < features_; begin += kFeatureBlock) {
         const int64_t end = std::min(features_, begin + kFeatureBlock);
-        kernels_.weighted_rows(rows, row_count, begin, end, job.digits, job.count, sums);
+        kernels_.weighted_rows(rows, row_count, begin, end, job.digits, job.count, ahead, sums);
         kernels_.fold(sums, job.count, row_count, end - begin, job.centre, job.old, job.fresh,
                       job.mean + begin);
     }

@@ -71,7 +71,8 @@ class Worker {
               Posterior& part);
     Sums sums_of(const Unit& unit) const;
     void add(const uint8_t* const* rows, int64_t row_count, const Job* jobs, int64_t count);
-    void add_one(const uint8_t* const* rows, int64_t row_count, const Job& job);
+    void add_one(const uint8_t* const* rows, int64_t row_count, const Job& job,
+                 const uint8_t* const* ahead);
     void plan(const Query& query, int64_t i, const double* logits, double best);
     int first_planes(const Query& query) const;
     BoundTerms bound_terms(const Point& point, int planes) const;
