@@ -24,9 +24,9 @@ FIRST_IS_COLD = 0.2
 """Seconds; a first call that is shorter says little about the next."""
 
 SETTLE = 0.008
-"""Seconds before each timed call: an OpenMP library's threads spin for milliseconds after their work,
-and would take the cores of the next contender. Spent in a loop: after a sleep as long, calls of a
-few milliseconds take up to twice their time on a virtual machine."""
+"""Seconds before each timed call: OpenMP threads spin for milliseconds after their work, and would
+take the cores of the next contender. Spent in a loop: after a longer sleep, calls of a few
+milliseconds take up to twice their time on a virtual machine."""
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")

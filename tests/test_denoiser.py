@@ -45,7 +45,7 @@ def test_denoiser_is_the_posterior_mean(storage, query_dtype, sigma):
     denoised = denoiser_of(data)(x, sigma)
     assert denoised.dtype == query_dtype and denoised.shape == x.shape
     if storage == torch.uint8:
-        # A set of bytes has the one promise; in float64 it is that of the score, min(sigma, 1) of it.
+        # Bytes have the one promise; in float64 it is that of the score, min(sigma, 1) of it.
         bound = PROMISE * min(sigma, 1.0) if query_dtype == torch.float64 else PROMISE
         error = (denoised.double() - exact(x, values, sigma).mean).abs()
         assert error.amax() <= bound

@@ -245,7 +245,5 @@ def _to_range(dtype: torch.dtype, value_range: tuple[float, float]) -> tuple[flo
     if not (isfinite(low) and isfinite(high) and low < high):
         raise ValueError(f"value_range must be finite (lo, hi) with lo < hi, got {value_range}")
     if not NARROWEST <= high - low <= WIDEST:
-        raise ValueError(
-            f"value_range must be {NARROWEST:g} to {WIDEST:g} wide, got {value_range}"
-        )
+        raise ValueError(f"value_range must be {NARROWEST:g} to {WIDEST:g} wide, got {value_range}")
     return low, high
