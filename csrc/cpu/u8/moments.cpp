@@ -110,6 +110,7 @@ class Wave {
 
     void run(int threads) {
         for (std::atomic<double>& known : known_) known.store(-INFINITY);
+        for (Worker& worker : workers_) worker.forget();
         run_tasks(threads, threads, stop_, this, work);
     }
 

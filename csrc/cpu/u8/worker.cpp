@@ -7,9 +7,6 @@ namespace diffgen::cpu::u8 {
 
 namespace {
 
-// Features whose rows are interleaved at once, and columns of digits that share them.
-constexpr int64_t kFeatureBlock = 1024;
-constexpr int kColumnsAtOnce = 6;
 // From a quarter of its rows on a tile is dense: they are weighted by themselves, together with
 // those of other queries. The bits of a result depend on it.
 constexpr int64_t kDenseShare = 4;
@@ -17,14 +14,6 @@ constexpr int64_t kMostPending = kSegmentRows / kDenseShare;
 // From this share of its rows on, in per cent, all rows of a dense tile are summed, together with
 // those of other queries.
 constexpr int64_t kWholeShare = 60;
-// Tiles from one plan of the screen to the next.
-constexpr int64_t kPlanEvery = 4;
-// What a digit's product costs for a row picked out of a tile, in products of a whole tile, and
-// what a float64 difference costs.
-constexpr double kPickedCost = 3.0;
-constexpr double kDifferenceCost = 40.0;
-// Screens whose bounds leave that many nats to a row of typical distance are tried first.
-constexpr double kFirstWidth = 10.0;
 // Roundings of an expanded squared distance, relative to (|x| + alpha |row|)^2: of its assembly,
 // and for each feature of |x_p|^2.
 constexpr double kExpandedRounding = 0x1p-49;
@@ -49,7 +38,7 @@ Worker::Worker(const Task& task, int64_t queries)
       kernels_(task.kernels),
       features_(task.problem.features),
       tile_(task.problem),
-      planned_(static_cast<size_t>(queries)),
+      plan_(queries, task.forced_planes),
       planes_(static_cast<size_t>(queries)),
       plane_products_((queries + 1) * kQueryDigits * tile_.capacity()),
       positions_(tile_.capacity()),
@@ -72,9 +61,7 @@ Worker::Worker(const Task& task, int64_t queries)
       digit_stride_(padded(std::max(tile_.capacity(), kMostPending))),
       sparse_digits_(kWeightDigits * digit_stride_),
       dense_digits_(queries * kWeightDigits * digit_stride_),
-      interleaved_(kernels_.interleaved_bytes(std::max(tile_.capacity(), kMostPending),
-                                              std::min(padded(features_), kFeatureBlock))),
-      column_sums_(kColumnsAtOnce * kFeatureBlock) {
+      weighted_sums_(kernels_, features_, std::max(tile_.capacity(), kMostPending)) {
     chosen_.logits = chosen_logits_.data();
     chosen_.norms = chosen_norms_.data();
     chosen_.rows = chosen_rows_.data();
@@ -85,12 +72,16 @@ Worker::Worker(const Task& task, int64_t queries)
     }
 }
 
+void Worker::forget() {
+    planned_for_ = nullptr;
+}
+
 void Worker::run(const QueryBlock& queries, int64_t segment, const std::atomic<double>* known,
                  Posterior* parts, StopSign& stop, bool on_caller) {
     queries_ = &queries;
     if (planned_for_ != &queries) {
         planned_for_ = &queries;
-        for (int64_t i = 0; i < queries.count(); ++i) planned_[i] = first_planes(queries[i]);
+        plan_.start(queries);
     }
     for (int64_t i = 0; i < queries.count(); ++i) {
         parts[i].clear();
@@ -103,12 +94,17 @@ void Worker::run(const QueryBlock& queries, int64_t segment, const std::atomic<d
         if (stop.check(on_caller)) return;
         tile_.load(task_.segments, at, std::min(last, at + tile_.capacity()), last);
         form_products();
-        ++tiles_seen_;
-        jobs_.clear();
+        plan_.count_tile();
+        sums_.clear();
         for (int64_t i = 0; i < queries.count(); ++i) {
             if (queries[i].finite) take(i, parts[i]);
         }
-        add(tile_.rows(), tile_.count(), jobs_.data(), static_cast<int64_t>(jobs_.size()));
+        if (sums_.size() == 1) {
+            weighted_sums_.add_one(tile_.rows(), tile_.count(), sums_[0], tile_.ahead());
+        } else if (sums_.size() > 1) {
+            weighted_sums_.add(tile_.rows(), tile_.count(), sums_.data(),
+                               static_cast<int64_t>(sums_.size()));
+        }
     }
     for (int64_t i = 0; i < queries.count(); ++i) {
         if (!queries[i].finite) continue;
@@ -123,54 +119,11 @@ void Worker::run(const QueryBlock& queries, int64_t segment, const std::atomic<d
     }
 }
 
-int Worker::first_planes(const Query& query) const {
-    if (task_.forced_planes > 0) return std::min(task_.forced_planes, query.digits);
-    if (query.sigma_is_zero) return 1;
-    const Point& point = queries_->point_of(query);
-    const double distance =
-        std::hypot(std::sqrt(point.square), point.alpha * queries_->lengths().typical);
-    for (int planes = 1; planes < query.digits; ++planes) {
-        const double width = 4.0 * query.kappa * distance * point.lost[planes - 1];
-        if (width < kFirstWidth) return planes;
-    }
-    return query.digits;
-}
-
-// Which screen costs least, if the next tile is like this one. `logits` are those of all rows,
-// without their constant.
-void Worker::plan(const Query& query, int64_t i, const double* logits, double best) {
-    if (task_.forced_planes > 0 || (tiles_seen_ > kPlanEvery && tiles_seen_ % kPlanEvery != 0)) {
-        return;
-    }
-    const Point& point = queries_->point_of(query);
-    const double square = std::max(0.0, (query.constant - best) / query.kappa);
-    const double slope = 4.0 * query.kappa * std::sqrt(square);
-    if (!std::isfinite(slope)) return;
-    const int64_t rows = tile_.count();
-    int chosen = query.digits;
-    double least = query.by_differences ? INFINITY : query.digits;
-    for (int planes = 1; planes <= query.digits; ++planes) {
-        if (planes == query.digits && !query.by_differences) break;
-        const double floor = best - query.cut - slope * point.lost[planes - 1];
-        int64_t left = 0;
-        for (int64_t r = 0; r < rows; ++r) left += logits[r] >= floor;
-        const double share = static_cast<double>(left) / static_cast<double>(rows);
-        const double each =
-            query.by_differences ? kDifferenceCost : kPickedCost * (query.digits - planes);
-        const double cost = planes + share * each;
-        if (cost < least) {
-            least = cost;
-            chosen = planes;
-        }
-    }
-    planned_[i] = chosen;
-}
-
 void Worker::form_products() {
     std::fill(planes_.begin(), planes_.end(), 0);
     for (int64_t i = 0; i < queries_->count(); ++i) {
         const Query& query = (*queries_)[i];
-        if (query.finite) planes_[query.point] = std::max(planes_[query.point], planned_[i]);
+        if (query.finite) planes_[query.point] = std::max(planes_[query.point], plan_[i]);
     }
     columns_.clear();
     outs_.clear();
@@ -225,7 +178,7 @@ void Worker::decide_all(const Query& query, int64_t i) {
         chosen_.logits[excluded_] = -INFINITY;
         chosen_.best = *std::max_element(chosen_.logits, chosen_.logits + rows);
     }
-    plan(query, i, chosen_.logits, chosen_.best);
+    plan_.revise(*queries_, i, chosen_.logits, rows, chosen_.best);
     for (int64_t r = 0; r < rows; ++r) positions_[r] = r;
     chosen_.count = rows;
 }
@@ -259,7 +212,7 @@ void Worker::screen(const Query& query, int64_t i, const Posterior& part) {
         best.possible = *std::max_element(upper_.data(), upper_.data() + rows);
     }
     if (best.seeming == -INFINITY) return;
-    plan(query, i, logits_.data(), best.seeming);
+    plan_.revise(*queries_, i, logits_.data(), rows, best.seeming);
     const double rounding = kCompareRounding + kSumRounding * static_cast<double>(features_);
     const double slack =
         kCompareSlack + rounding * (std::fabs(best.seeming) + std::fabs(query.constant));
@@ -392,12 +345,12 @@ void Worker::accept(const Query& query, int64_t i, double nearest_square, Poster
     const bool whole = kept * 100 >= kWholeShare * tile_.count();
     int8_t* const room =
         whole ? dense_digits_.data() + i * kWeightDigits * digit_stride_ : sparse_digits_.data();
-    const Job job = weigh(query, chosen_, whole ? positions_.data() : nullptr, room, part);
-    if (job.count == 0) return;
+    const WeightedSum sum = weigh(query, chosen_, whole ? positions_.data() : nullptr, room, part);
+    if (sum.count == 0) return;
     if (whole) {
-        jobs_.push_back(job);
+        sums_.push_back(sum);
     } else {
-        add(chosen_.rows, chosen_.count, &job, 1);
+        weighted_sums_.add_one(chosen_.rows, chosen_.count, sum, nullptr);
     }
 }
 
@@ -414,21 +367,21 @@ void Worker::settle(const Query& query, int64_t i, Posterior& part) {
     }
     unit.count = kept;
     if (kept > 0) {
-        const Job job = weigh(query, unit, nullptr, sparse_digits_.data(), part);
-        if (job.count > 0) add(unit.rows, kept, &job, 1);
+        const WeightedSum sum = weigh(query, unit, nullptr, sparse_digits_.data(), part);
+        if (sum.count > 0) weighted_sums_.add_one(unit.rows, kept, sum, nullptr);
     }
     unit.count = 0;
     unit.best = -INFINITY;
 }
 
-// Joins a unit to the posterior, but for its mean: that is the job returned, of no digits where
+// Joins a unit to the posterior, but for its mean: that is the sum returned, of no digits where
 // the unit is dropped. With `positions` the weights are laid out over the whole tile.
-Worker::Job Worker::weigh(const Query& query, const Unit& unit, const int64_t* positions,
+WeightedSum Worker::weigh(const Query& query, const Unit& unit, const int64_t* positions,
                           int8_t* room, Posterior& part) {
-    Job job{};
+    WeightedSum sum{};
     const Factors factors =
         part.meet(unit.best, unit.nearest_square, query.margin, query.sigma_is_zero);
-    if (factors.fresh == 0.0) return job;
+    if (factors.fresh == 0.0) return sum;
     const double mass =
         static_cast<double>(kernels_.weigh(unit.logits, unit.count, unit.best,
                                            unit.best - query.cut, weights_.data())) /
@@ -439,7 +392,7 @@ Worker::Job Worker::weigh(const Query& query, const Unit& unit, const int64_t* p
                                        query.weight_tolerance * mass)) {
         ++digits;
     }
-    for (int j = 0; j < digits; ++j) job.digits[j] = room + j * digit_stride_;
+    for (int j = 0; j < digits; ++j) sum.digits[j] = room + j * digit_stride_;
     const double* weights = weights_.data();
     int64_t places = unit.count;
     if (positions != nullptr && unit.count < tile_.count()) {
@@ -448,17 +401,17 @@ Worker::Job Worker::weigh(const Query& query, const Unit& unit, const int64_t* p
         for (int64_t s = 0; s < unit.count; ++s) spread_[positions[s]] = weights_[s];
         weights = spread_.data();
     }
-    const int64_t whole = kernels_.weight_digits(weights, places, digits, job.digits);
+    const int64_t whole = kernels_.weight_digits(weights, places, digits, sum.digits);
     Sums sums = task_.functionals ? sums_of(unit) : Sums();
     sums.quantised = static_cast<double>(whole) * weight_step(digits);
     sums.mass = mass;
-    job.count = digits;
-    job.centre = 128 * whole;
-    job.old = factors.old;
-    job.fresh = factors.fresh * weight_step(digits);
-    job.mean = part.mean;
+    sum.count = digits;
+    sum.centre = 128 * whole;
+    sum.old = factors.old;
+    sum.fresh = factors.fresh * weight_step(digits);
+    sum.mean = part.mean;
     part.join(sums, unit.best, unit.nearest_square, factors);
-    return job;
+    return sum;
 }
 
 // The functionals' sums over a unit, in a fixed order of lanes.
@@ -482,51 +435,6 @@ Sums Worker::sums_of(const Unit& unit) const {
     sums.logits = totals[2];
     sums.norms = totals[3];
     return sums;
-}
-
-void Worker::add(const uint8_t* const* rows, int64_t row_count, const Job* jobs, int64_t count) {
-    if (count == 0) return;
-    if (count == 1) {
-        return add_one(rows, row_count, jobs[0],
-                       row_count == tile_.count() ? tile_.ahead() : nullptr);
-    }
-    for (int64_t begin = 0; begin < features_; begin += kFeatureBlock) {
-        const int64_t end = std::min(features_, begin + kFeatureBlock);
-        kernels_.interleave(rows, row_count, begin, end, interleaved_.data());
-        for (int64_t first = 0; first < count;) {
-            const int8_t* digits[kColumnsAtOnce];
-            int32_t* sums[kColumnsAtOnce];
-            int columns = 0;
-            int64_t last = first;
-            for (; last < count && columns + jobs[last].count <= kColumnsAtOnce; ++last) {
-                for (int j = 0; j < jobs[last].count; ++j, ++columns) {
-                    digits[columns] = jobs[last].digits[j];
-                    sums[columns] = column_sums_.data() + columns * kFeatureBlock;
-                }
-            }
-            kernels_.weighted_sums(interleaved_.data(), row_count, end - begin, digits, columns,
-                                   sums);
-            columns = 0;
-            for (; first < last; ++first) {
-                const Job& job = jobs[first];
-                kernels_.fold(sums + columns, job.count, row_count, end - begin, job.centre,
-                              job.old, job.fresh, job.mean + begin);
-                columns += job.count;
-            }
-        }
-    }
-}
-
-void Worker::add_one(const uint8_t* const* rows, int64_t row_count, const Job& job,
-                     const uint8_t* const* ahead) {
-    int32_t* sums[kWeightDigits];
-    for (int j = 0; j < job.count; ++j) sums[j] = column_sums_.data() + j * kFeatureBlock;
-    for (int64_t begin = 0; begin < features_; begin += kFeatureBlock) {
-        const int64_t end = std::min(features_, begin + kFeatureBlock);
-        kernels_.weighted_rows(rows, row_count, begin, end, job.digits, job.count, ahead, sums);
-        kernels_.fold(sums, job.count, row_count, end - begin, job.centre, job.old, job.fresh,
-                      job.mean + begin);
-    }
 }
 
 }  // namespace diffgen::cpu::u8

@@ -13,7 +13,9 @@
 #include "../pool.h"
 #include "posterior.h"
 #include "queries.h"
+#include "screen_plan.h"
 #include "segments.h"
+#include "weighted_sums.h"
 
 namespace diffgen::cpu::u8 {
 
@@ -37,17 +39,10 @@ class Worker {
     void run(const QueryBlock& queries, int64_t segment, const std::atomic<double>* known,
              Posterior* parts, StopSign& stop, bool on_caller);
 
-  private:
-    // A weighted sum of rows, ready to be added to its posterior.
-    struct Job {
-        int8_t* digits[kWeightDigits];
-        int count;
-        int64_t centre;
-        double old;
-        double fresh;
-        double* mean;
-    };
+    // A new block of queries may stand where another was.
+    void forget();
 
+  private:
     // Rows that are weighted together: those of a dense tile, or those that sparse tiles left.
     struct Unit {
         int64_t count = 0;
@@ -67,14 +62,9 @@ class Worker {
     void offer_nearest(const Query& query, Posterior& part);
     void accept(const Query& query, int64_t i, double nearest_square, Posterior& part);
     void settle(const Query& query, int64_t i, Posterior& part);
-    Job weigh(const Query& query, const Unit& unit, const int64_t* positions, int8_t* room,
-              Posterior& part);
+    WeightedSum weigh(const Query& query, const Unit& unit, const int64_t* positions, int8_t* room,
+                      Posterior& part);
     Sums sums_of(const Unit& unit) const;
-    void add(const uint8_t* const* rows, int64_t row_count, const Job* jobs, int64_t count);
-    void add_one(const uint8_t* const* rows, int64_t row_count, const Job& job,
-                 const uint8_t* const* ahead);
-    void plan(const Query& query, int64_t i, const double* logits, double best);
-    int first_planes(const Query& query) const;
     BoundTerms bound_terms(const Point& point, int planes) const;
 
     const Task& task_;
@@ -82,10 +72,9 @@ class Worker {
     int64_t features_;
     Tile tile_;
     const QueryBlock* queries_ = nullptr;
-    // Digits to screen the next tile with, for each query: kept between segments of a block.
+    // Kept between segments of a block.
+    ScreenPlan plan_;
     const QueryBlock* planned_for_ = nullptr;
-    std::vector<int> planned_;
-    int64_t tiles_seen_ = 0;
     // Products of the tile: a plane for each digit of each point.
     std::vector<int> planes_;  // formed, for each point
     Buffer<int64_t> plane_products_;
@@ -120,10 +109,8 @@ class Worker {
     int64_t digit_stride_;
     Buffer<int8_t> sparse_digits_;
     Buffer<int8_t> dense_digits_;
-    std::vector<Job> jobs_;
-    // Weighted sums of a block of features.
-    Buffer<char> interleaved_;
-    Buffer<int32_t> column_sums_;
+    std::vector<WeightedSum> sums_;  // of the dense tiles, over the tile at hand
+    WeightedSums weighted_sums_;
 };
 
 }  // namespace diffgen::cpu::u8
