@@ -278,10 +278,8 @@ class EmpiricalDenoiser(nn.Module):
         steps = levels.shape[0]
         if levels.ndim == 1:
             levels = levels[:, None].expand(steps, batch)
-        labels = None if labels is None else labels.repeat(steps)
-        ids = None if ids is None else ids.repeat(steps)
-        # Not `repeat`: a copy that large would be PyTorch's threads', which spin for milliseconds
-        # after it while the kernel wants their cores.
+        labels, ids = (None if given is None else given.repeat(steps) for given in (labels, ids))
+        # Unlike `repeat`, small copies leave OpenMP's threads asleep: they would spin meanwhile.
         repeated = torch.cat([query] * steps) if steps else query[:0]
         problem = repeated, levels.reshape(-1), None, labels, ids
         return self._moments(problem, mean_dtype=x.dtype).mean.view(steps, *x.shape)

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import importlib.util
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import problems
@@ -27,16 +26,9 @@ CASES = [
     for query in problems.QUERY
 ]
 EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EACH_CASE = pytest.mark.parametrize(("name", "storage", "query"), CASES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These problems are so small that threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 
 import mpmath
 import problems
@@ -22,9 +21,12 @@ from diffgen.backends import cpu, native, reference
 from diffgen.backends.problem import Problem
 from diffgen.backends.registry import Moments
 
-pytestmark = pytest.mark.skipif(
-    native.load_native() is None, reason=native.why_not_native() or "native core"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(
+        native.load_native() is None, reason=native.why_not_native() or "native core"
+    ),
+]
 
 # Stored units of 1/128 about zero: every decoded value and every norm is exact.
 EXACT_RANGE = (-1.0, 127 / 128)
@@ -33,14 +35,6 @@ SCORE = (False, torch.float64)
 ALL = (True, torch.float64)
 EACH_ASKED = pytest.mark.parametrize("asked", [ALONE, SCORE, ALL], ids=["mean", "score", "all"])
 EACH_QUERY = pytest.mark.parametrize("query", problems.QUERY)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def ask(problem: Problem, asked: tuple[bool, torch.dtype]) -> Moments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import problems
 import pytest
@@ -17,9 +17,12 @@ from diffgen.backends import cpu, native, reference
 from diffgen.backends.problem import Problem
 from diffgen.backends.registry import Moments, get
 
-pytestmark = pytest.mark.skipif(
-    native.load_native() is None, reason=native.why_not_native() or "native core"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(
+        native.load_native() is None, reason=native.why_not_native() or "native core"
+    ),
+]
 
 LEVELS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
 SIGMAS = (0.0, 0.002, 0.02, 0.3, 1.0, 2.0, 5.0, 20.0, 80.0, 1e4)
@@ -30,14 +33,6 @@ MEAN_ALONE = (False, 0, torch.float32)
 SCORE = (False, 2, torch.float64)
 EVERYTHING = (True, 3, torch.float64)
 Asked = tuple[bool, int, torch.dtype]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def usable(level: str) -> str:

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "engine.h"
+#include "outputs.h"
 #include "partition.h"
 #include "pool.h"
 #include "posterior_state.h"
@@ -32,8 +32,6 @@ constexpr double kFunctionalsMargin = 24.0;
 
 // Features of a partial sum, so that no sum is long.
 constexpr int64_t kSumBlock = 128;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // One thread's states and working memory for a block of queries and a chunk of rows.
 class Worker {
@@ -219,24 +217,6 @@ class Worker {
     int64_t dense_count_ = 0;
 };
 
-void store_mean(const MomentsOutput& output, int64_t at, double value) {
-    if (output.mean_is_double) {
-        static_cast<double*>(output.mean)[at] = value;
-    } else {
-        static_cast<float*>(output.mean)[at] = static_cast<float>(value);
-    }
-}
-
-void write_nothing(const Problem& problem, const MomentsOutput& output, int64_t b) {
-    for (int64_t k = 0; k < problem.features; ++k) {
-        store_mean(output, b * problem.features + k, kNaN);
-    }
-    output.logsumexp[b] = kNaN;
-    if (output.functionals) std::fill_n(output.functionals + 3 * b, 3, kNaN);
-    std::fill_n(output.top_indices + b * output.top_k, output.top_k, int64_t{-1});
-    std::fill_n(output.top_distances + b * output.top_k, output.top_k, kNaN);
-}
-
 void write(const Problem& problem, const MomentsOutput& output, int64_t b, const Query& query,
            PosteriorState& state, double left_out) {
     const double factor = problem.scale / state.mass;
@@ -261,12 +241,7 @@ void write(const Problem& problem, const MomentsOutput& output, int64_t b, const
         functionals[1] = state.mass * state.mass / state.mass_squares;
         functionals[2] = std::max(0.0, state.mass_norms / state.mass - about_origin);
     }
-    const Neighbour* const nearest = output.top_k > 0 ? state.nearest.sorted() : nullptr;
-    for (int64_t k = 0; k < output.top_k; ++k) {
-        const bool found = k < state.nearest.count();
-        output.top_indices[b * output.top_k + k] = found ? nearest[k].id : -1;
-        output.top_distances[b * output.top_k + k] = found ? std::sqrt(nearest[k].distance) : kNaN;
-    }
+    write_nearest(output, b, state.nearest);
 }
 
 // A call under way: tasks are (block, chunk) pairs of one wave.

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <limits>
 #include <vector>
 
+#include "../outputs.h"
 #include "../pool.h"
 #include "../selection.h"
 #include "relay.h"
@@ -21,8 +21,6 @@ constexpr int64_t kQueriesAtOnce = 64;
 constexpr int64_t kProductsForThreads = 1'000'000;
 // Pieces of work for each thread, where there are queries enough.
 constexpr int64_t kItemsPerThread = 8;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // How a call is cut: items are (block of queries, segment) pairs of one wave.
 struct Cut {
@@ -47,24 +45,6 @@ Cut cut_of(const Problem& problem, int64_t segments, int threads) {
     return cut;
 }
 
-void store_mean(const MomentsOutput& output, int64_t at, double value) {
-    if (output.mean_is_double) {
-        static_cast<double*>(output.mean)[at] = value;
-    } else {
-        static_cast<float*>(output.mean)[at] = static_cast<float>(value);
-    }
-}
-
-void write_nothing(const Problem& problem, const MomentsOutput& output, int64_t b) {
-    for (int64_t k = 0; k < problem.features; ++k) {
-        store_mean(output, b * problem.features + k, kNaN);
-    }
-    output.logsumexp[b] = kNaN;
-    if (output.functionals) std::fill_n(output.functionals + 3 * b, 3, kNaN);
-    std::fill_n(output.top_indices + b * output.top_k, output.top_k, int64_t{-1});
-    std::fill_n(output.top_distances + b * output.top_k, output.top_k, kNaN);
-}
-
 void write(const Problem& problem, const MomentsOutput& output, int64_t b, const Query& query,
            Posterior& total) {
     const double factor = problem.scale / total.sums.quantised;
@@ -87,12 +67,7 @@ void write(const Problem& problem, const MomentsOutput& output, int64_t b, const
         functionals[1] = sums.weights * sums.weights / sums.squares;
         functionals[2] = std::max(0.0, sums.norms / sums.weights - about_origin);
     }
-    const Neighbour* const nearest = output.top_k > 0 ? total.nearest.sorted() : nullptr;
-    for (int64_t k = 0; k < output.top_k; ++k) {
-        const bool found = k < total.nearest.count();
-        output.top_indices[b * output.top_k + k] = found ? nearest[k].id : -1;
-        output.top_distances[b * output.top_k + k] = found ? std::sqrt(nearest[k].distance) : kNaN;
-    }
+    write_nearest(output, b, total.nearest);
 }
 
 // Some blocks of queries against all segments.
