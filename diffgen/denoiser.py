@@ -273,11 +273,10 @@ class EmpiricalDenoiser(nn.Module):
         levels = torch.as_tensor(sigmas, dtype=torch.float64, device=x.device)
         batch = x.shape[0]
         if levels.ndim not in (1, 2) or (levels.ndim == 2 and levels.shape[1] != batch):
-            got = tuple(levels.shape)
-            raise ValueError(f"sigmas must have shape (S,) or (S, {batch}), got {got}")
+            need = f"(S,) or (S, {batch})"
+            raise ValueError(f"sigmas must have shape {need}, got {tuple(levels.shape)}")
         steps = levels.shape[0]
-        if levels.ndim == 1:
-            levels = levels[:, None].expand(steps, batch)
+        levels = levels if levels.ndim == 2 else levels[:, None].expand(steps, batch)
         labels, ids = (None if given is None else given.repeat(steps) for given in (labels, ids))
         # Unlike `repeat`, small copies leave OpenMP's threads asleep: they would spin meanwhile.
         repeated = torch.cat([query] * steps) if steps else query[:0]
