@@ -67,7 +67,8 @@ class BuildNative(build_ext):
         objects = native.compile_objects(compiler, [binding, *native.core_sources()], folder)
         native.link(compiler, objects, module, native.module_flags())
         _drop_others(folder, objects)
-        levels = ", ".join(isa.name for isa in native.instruction_sets())
+        unknown = native.unknown_instruction_sets(compiler)
+        levels = ", ".join(isa.name for isa in native.instruction_sets() if isa not in unknown)
         return f"{native.compiler_version(compiler)} for {levels}"
 
 

@@ -77,6 +77,16 @@ def instruction_sets(machine: str | None = None) -> list[InstructionSet]:
     return [isa for isa in all_instruction_sets() if isa.architecture in ("any", here)]
 
 
+def unknown_instruction_sets(compiler: Sequence[str]) -> list[InstructionSet]:
+    """The instruction sets of this machine whose flags the compiler does not know."""
+
+    def knows(flags: Sequence[str]) -> bool:
+        command = [*compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    return [isa for isa in instruction_sets() if not knows(isa.flags)]
+
+
 def kernel_source(isa: InstructionSet) -> Source:
     """The source of one instruction set, with the flags of its line."""
     return Source(CSRC / "cpu" / f"kernels_{isa.name}.cpp", isa.flags)
@@ -126,13 +136,16 @@ def compile_objects(
     """Compiles the sources, side by side, and returns their objects.
 
     An object's name carries a digest of all that it is made from; one that is there already is
-    taken as it is.
+    taken as it is. Instruction sets that the compiler does not know are left out.
 
     Raises:
         NativeBuildError: If a source does not compile; the message has the first error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _state(compiler)
+    unknown = unknown_instruction_sets(compiler)
+    left_out = {kernel_source(isa).path for isa in unknown}
+    flags = [*flags, *(f"-DDIFFGEN_WITHOUT_{isa.name}" for isa in unknown)]
 
     def build(source: Source) -> Path:
         options = [*shlex.split(os.environ.get("CXXFLAGS", "")), *COMMON_FLAGS]
@@ -147,7 +160,7 @@ def compile_objects(
         return target
 
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
-        return list(pool.map(build, sources))
+        return list(pool.map(build, (source for source in sources if source.path not in left_out)))
 
 
 def _state(compiler: Sequence[str]) -> str:

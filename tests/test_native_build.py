@@ -113,6 +113,22 @@ def test_compiler_that_does_not_answer_is_named(monkeypatch):
         native.find_compiler()
 
 
+def test_compiler_that_lacks_an_instruction_set_builds_the_others(compiler, tmp_path):
+    old = tmp_path / "old-compiler"
+    old.write_text(
+        "#!/bin/sh\n"
+        'case " $* " in *" -mavxvnni "*|*" -mavx512vnni "*) exit 1;; esac\n'
+        f'exec {" ".join(compiler)} "$@"\n'
+    )
+    old.chmod(0o755)
+    here = {isa.name for isa in native.instruction_sets()}
+    unknown = {isa.name for isa in native.unknown_instruction_sets([str(old)])}
+    assert unknown == here & {"avxvnni", "avx512vnni"}
+    sources = [*native.core_sources(), native.Source(PROGRAM)]
+    objects = native.compile_objects([str(old)], sources, tmp_path / "objects", ["-O0"])
+    native.link([str(old)], objects, tmp_path / "program", [])  # nothing refers to what is left out
+
+
 SANITIZERS = {
     "address,undefined": {
         "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1",

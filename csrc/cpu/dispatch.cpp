@@ -11,8 +11,12 @@ bool processor_has(const std::string& flag) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (flag == "-mavx2") return __builtin_cpu_supports("avx2");
+#ifndef DIFFGEN_WITHOUT_avxvnni
     if (flag == "-mavxvnni") return __builtin_cpu_supports("avxvnni");
+#endif
+#ifndef DIFFGEN_WITHOUT_avx512vnni
     if (flag == "-mavx512vnni") return __builtin_cpu_supports("avx512vnni");
+#endif
     if (flag == "-mfma") return __builtin_cpu_supports("fma");
     if (flag == "-mf16c") return __builtin_cpu_supports("f16c");
     if (flag == "-mavx512f") return __builtin_cpu_supports("avx512f");
