@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "lengths.h"
 #include "outputs.h"
 #include "partition.h"
 #include "pool.h"
@@ -288,16 +289,6 @@ PosteriorState& merge(const Kernels& kernels, const Query& query, Worker* worker
     return first;
 }
 
-// Root mean square of |row - origin| over the eligible rows.
-double typical_length(const Problem& problem) {
-    const int64_t rows = problem.rows ? problem.row_count : problem.count;
-    double total = 0.0;
-    for (int64_t at = 0; at < rows; ++at) {
-        total += problem.norms[problem.rows ? problem.rows[at] : at];
-    }
-    return std::sqrt(total / static_cast<double>(std::max<int64_t>(rows, 1)));
-}
-
 // Runs the problem; queries whose bound is over their tolerance in the end go to `unsettled`.
 Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& kernels,
             int threads, StopSign& stop, bool careful, std::vector<int64_t>& unsettled) {
@@ -306,7 +297,7 @@ Outcome run(const Problem& problem, const MomentsOutput& output, const Kernels& 
     const bool functionals = output.functionals != nullptr;
     const bool in_double = functionals || problem.query_is_double || output.mean_is_double;
     const Demands demands{careful, in_double, functionals ? kFunctionalsMargin : 0.0,
-                          typical_length(problem)};
+                          lengths_of(problem).typical};
     const Partition cut = partition(problem, RowTile(problem).capacity(), threads);
     Wave wave{cut, stop, {}, {}};
     for (int64_t i = 0; i < std::min(cut.blocks_at_once, cut.blocks) * cut.chunks; ++i) {

@@ -1,9 +1,8 @@
 // Vectors of 8 floats and 4 doubles: AVX2, FMA, F16C.
 #pragma once
 
-#include <immintrin.h>
-
 #include "scalar_types.h"
+#include "x86_intrinsics.h"
 
 namespace {
 

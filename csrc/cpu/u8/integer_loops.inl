@@ -1,16 +1,13 @@
 // Products and weighted sums of 8-bit rows as integers, each loop once, over the Ints of one
 // instruction set.
 
+#include "../unroll.h"
 #include "kernels.h"
 
 namespace {
 namespace u8_loops {
 
 namespace u8 = diffgen::cpu::u8;
-
-#ifndef DIFFGEN_UNROLL
-#define DIFFGEN_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 // A number as a type, for the loops that try several sizes.
 template <int N>

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../x86_intrinsics.h"
+#include "ints_256.h"
 
 namespace {
 
@@ -87,13 +87,11 @@ struct Ints {
 
 #else
 
-struct Ints {
-    using V = __m256i;
+struct Ints : Ints256 {
     static constexpr int kBytes = 32;
     static constexpr int rows_beside(int columns) { return columns >= 3 ? 3 : 4; }
     static constexpr int kSumColumns = 3;
 
-    static V zero() { return _mm256_setzero_si256(); }
     static V row(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
     static V row_end(const uint8_t* p, int64_t count) {
         alignas(32) uint8_t bytes[32] = {};
@@ -108,20 +106,6 @@ struct Ints {
         asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(row), "x"(column));
 #endif
         return sum;
-    }
-    static void pin(V& x) { asm("" : "+x"(x)); }
-    static int64_t sum(V x) {
-        int64_t four[4];
-        add_sums(x, zero(), zero(), zero(), true, four);
-        return four[0];
-    }
-    static void add_sums(V a, V b, V c, V d, bool fresh, int64_t* out) {
-        const V all = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-        const __m128i sums =
-            _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-        const __m256i old =
-            fresh ? _mm256_setzero_si256() : _mm256_loadu_si256((const __m256i*)out);
-        _mm256_storeu_si256((__m256i*)out, _mm256_add_epi64(old, _mm256_cvtepi32_epi64(sums)));
     }
 
     static constexpr int kRowsPerStep = 4;
@@ -141,18 +125,14 @@ struct Ints {
         out[2] = _mm256_unpacklo_epi16(ab_high, cd_high);
         out[3] = _mm256_unpackhi_epi16(ab_high, cd_high);
     }
-    static V load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-    static void store(void* p, V x) { _mm256_storeu_si256((__m256i*)p, x); }
     static V weights(const int8_t* p) {
         int32_t four;
         __builtin_memcpy(&four, p, sizeof(four));
         return _mm256_set1_epi32(four);
     }
     static void store_strip(const V (&sum)[kVectors], int32_t* out) {
-        store(out, _mm256_permute2x128_si256(sum[0], sum[1], 0x20));
-        store(out + 8, _mm256_permute2x128_si256(sum[2], sum[3], 0x20));
-        store(out + 16, _mm256_permute2x128_si256(sum[0], sum[1], 0x31));
-        store(out + 24, _mm256_permute2x128_si256(sum[2], sum[3], 0x31));
+        store_halves(sum[0], sum[1], out, out + 16);
+        store_halves(sum[2], sum[3], out + 8, out + 24);
     }
 };
 

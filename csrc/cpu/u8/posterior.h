@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../fixed_math.h"
 #include "../nearest.h"
-#include "fixed_math.h"
 #include "kernels.h"
 
 namespace diffgen::cpu::u8 {

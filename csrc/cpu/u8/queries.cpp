@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "fixed_math.h"
+#include "../fixed_math.h"
 
 namespace diffgen::cpu::u8 {
 
@@ -54,19 +54,6 @@ double largest_magnitude(const double* x, int64_t features) {
 }
 
 }  // namespace
-
-Lengths lengths_of(const Problem& problem) {
-    const int64_t rows = problem.rows ? problem.row_count : problem.count;
-    double total = 0.0;
-    double largest = 0.0;
-    for (int64_t at = 0; at < rows; ++at) {
-        const double norm = problem.norms[problem.rows ? problem.rows[at] : at];
-        total += norm;
-        largest = std::max(largest, norm);
-    }
-    const double count = static_cast<double>(std::max<int64_t>(rows, 1));
-    return {std::sqrt(largest), std::sqrt(total / count)};
-}
 
 QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
                        const Demands& demands, const Lengths& lengths)

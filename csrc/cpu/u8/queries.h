@@ -9,6 +9,7 @@
 
 #include "../../problem.h"
 #include "../buffer.h"
+#include "../lengths.h"
 #include "kernels.h"
 
 namespace diffgen::cpu::u8 {
@@ -50,14 +51,6 @@ struct Demands {
     bool functionals = false;
     bool score = false;  // the mean is divided by sigma: it must be that much more precise
 };
-
-// Lengths of the eligible rows about the origin.
-struct Lengths {
-    double longest = 0.0;
-    double typical = 0.0;  // root mean square
-};
-
-Lengths lengths_of(const Problem& problem);
 
 class QueryBlock {
   public:

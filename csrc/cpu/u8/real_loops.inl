@@ -1,17 +1,14 @@
 // What stands around the integer sums: element by element or in a fixed order of lanes, so that
 // every instruction set gives the same bits.
 
-#include "fixed_math.h"
+#include "../fixed_math.h"
+#include "../unroll.h"
 #include "kernels.h"
 
 namespace {
 namespace u8_loops {
 
 namespace u8 = diffgen::cpu::u8;
-
-#ifndef DIFFGEN_UNROLL
-#define DIFFGEN_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 // ---- Queries -----------------------------------------------------------------------------------
 

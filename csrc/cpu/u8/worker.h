@@ -43,6 +43,11 @@ class Worker {
     void forget();
 
   private:
+    // From a quarter of its rows on a tile is dense: they are weighted by themselves, together with
+    // those of other queries. The bits of a result depend on it.
+    static constexpr int64_t kDenseShare = 4;
+    static constexpr int64_t kMostPending = kSegmentRows / kDenseShare;
+
     // Rows that are weighted together: those of a dense tile, or those that sparse tiles left.
     struct Unit {
         int64_t count = 0;
@@ -55,17 +60,21 @@ class Worker {
 
     void form_products();
     void take(int64_t i, Posterior& part);
+
+    // worker_rows.cpp
     void take_nearest(const Query& query, int64_t i, Posterior& part);
     void decide_all(const Query& query, int64_t i);
     void screen(const Query& query, int64_t i, const Posterior& part);
     void find_bounds(const Query& query);
     void offer_nearest(const Query& query, Posterior& part);
+    BoundTerms bound_terms(const Point& point, int planes) const;
+
+    // worker_weights.cpp
     void accept(const Query& query, int64_t i, double nearest_square, Posterior& part);
     void settle(const Query& query, int64_t i, Posterior& part);
     WeightedSum weigh(const Query& query, const Unit& unit, const int64_t* positions, int8_t* room,
                       Posterior& part);
     Sums sums_of(const Unit& unit) const;
-    BoundTerms bound_terms(const Point& point, int planes) const;
 
     const Task& task_;
     const Kernels& kernels_;
