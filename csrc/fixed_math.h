@@ -2,13 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+
+#include "host_device.h"
 
 namespace {
 
 // exp(x) for x in [-700, 700], beyond that at the nearer end: Cody-Waite reduction and a Taylor
 // polynomial of degree 13 on [-ln2 / 2, ln2 / 2], whose truncation is under 2^-57, so the error is
 // that of the rounding, a few units in the last place.
-inline double fixed_exp(double x) {
+DIFFGEN_HD inline double fixed_exp(double x) {
     constexpr double kLog2e = 1.4426950408889634074;
     constexpr double kLn2High = 6.93147180369123816490e-01;
     constexpr double kLn2Low = 1.90821492927058770002e-10;
@@ -33,24 +36,24 @@ inline double fixed_exp(double x) {
     p = p * f + 1.0;
     p = p * f + 1.0;
     uint64_t bits;
-    __builtin_memcpy(&bits, &shifted, sizeof(bits));
+    memcpy(&bits, &shifted, sizeof(bits));
     // The low bits of `shifted` hold n; moved to the exponent they are the factor 2^n.
     bits = (bits + 1023) << 52;
     double power;
-    __builtin_memcpy(&power, &bits, sizeof(power));
+    memcpy(&power, &bits, sizeof(power));
     return p * power;
 }
 
 // log(x) for normal x > 0, error under 3e-16 of the larger of itself and 1.
-inline double fixed_log(double x) {
+DIFFGEN_HD inline double fixed_log(double x) {
     uint64_t bits;
-    __builtin_memcpy(&bits, &x, sizeof(bits));
+    memcpy(&bits, &x, sizeof(bits));
     // m in [sqrt(1/2), sqrt(2)), x = m 2^e
     constexpr uint64_t kRootHalf = 0x3fe6a09e667f3bcdu;
     const int64_t exponent = static_cast<int64_t>(bits - kRootHalf) >> 52;
     bits -= static_cast<uint64_t>(exponent) << 52;
     double m;
-    __builtin_memcpy(&m, &bits, sizeof(m));
+    memcpy(&m, &bits, sizeof(m));
     // log m = 2 atanh(s), |s| < 0.1716
     const double s = (m - 1.0) / (m + 1.0);
     const double t = s * s;
@@ -70,12 +73,12 @@ inline double fixed_log(double x) {
 }
 
 // A whole number of magnitude below 2^51, from a double that is rounded to the nearest even one.
-inline int64_t fixed_round(double x) {
+DIFFGEN_HD inline int64_t fixed_round(double x) {
     constexpr double kRound = 6755399441055744.0;
     const double shifted = x + kRound;
     int64_t bits, base;
-    __builtin_memcpy(&bits, &shifted, sizeof(bits));
-    __builtin_memcpy(&base, &kRound, sizeof(base));
+    memcpy(&bits, &shifted, sizeof(bits));
+    memcpy(&base, &kRound, sizeof(base));
     return bits - base;
 }
 

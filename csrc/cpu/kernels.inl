@@ -3,7 +3,7 @@
 // library that could leave a weak symbol is used: a weak symbol compiled with wide instructions
 // may be the one that the linker keeps for everybody.
 
-#include "fixed_math.h"
+#include "../fixed_math.h"
 #include "float_products.inl"
 #include "float_sums.inl"
 #include "u8/kernels.inl"

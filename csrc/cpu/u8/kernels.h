@@ -7,41 +7,11 @@
 
 #include <cstdint>
 
+#include "../../u8/row_rules.h"
+
 namespace diffgen::cpu::u8 {
 
-// Balanced 8-bit digits of a query in fixed point, and the most of a weight.
-constexpr int kQueryDigits = 5;
-constexpr int kWeightDigits = 5;
-// A leading digit of +-127 leaves room for the carry out of the others.
-constexpr double kTopDigit = 127.0;
-// Columns of digits and sums of features are padded with zeros to a multiple of this.
-constexpr int64_t kPadding = 64;
-// Lanes of every fixed-order sum of doubles.
-constexpr int kLanes = 8;
-// Weights of the log-sum-exp are integers in units of 2^-46.
-constexpr double kMassUnit = 0x1p46;
-
-inline int64_t padded(int64_t features) {
-    return (features + kPadding - 1) / kPadding * kPadding;
-}
-
-// A query's digits and, for its first p digits alone, p = 1..kQueryDigits at index p - 1: ...
-struct Split {
-    int64_t digit_sums[kQueryDigits];  // sum of the digits of that place
-    double lost[kQueryDigits];         // squared length of what the first p digits leave out
-    double squares[kQueryDigits];      // squared length of what they stand for
-    double square;                     // squared length of the query
-};
-
-// How products become bounds on distances: see `bounds`.
-struct BoundTerms {
-    int64_t correction;     // taken from the products
-    double square;          // |x_p|^2
-    double norm_factor;     // alpha^2
-    double product_factor;  // 2 alpha scale, in units of the product
-    double rounding;        // of the squared distance
-    double lost;            // |x - x_p|
-};
+using namespace diffgen::u8;
 
 // The largest logit that seems and the largest that can be.
 struct Screened {
@@ -82,7 +52,7 @@ struct Kernels {
     double (*logits)(const int64_t* products, const double* norms, const double* log_weights,
                      int64_t rows, int64_t correction, double norm_factor, double product_factor,
                      double* logits);
-    // The squared distance of each row to x_p, and a lower bound of that to x.
+    // The bounds of each row.
     void (*bounds)(const int64_t* products, const double* norms, int64_t rows,
                    const BoundTerms& terms, double* distances, double* near);
     // logits[r], by the distance to x_p, and an upper bound of that by the distance to x.

@@ -49,19 +49,22 @@ void write(const Problem& problem, const MomentsOutput& output, int64_t b, const
            Posterior& total) {
     const double factor = problem.scale / total.sums.quantised;
     const double origin = problem.origin();
-    double lanes[kLanes] = {};
-    for (int64_t k = 0; k < problem.features; ++k) {
-        const double offset = factor * total.mean[k];
-        lanes[k % kLanes] += offset * offset;
-        store_mean(output, b * problem.features + k, origin + offset);
+    double about_origin = 0.0;
+    for (int64_t begin = 0; begin < problem.features; begin += kChain) {
+        double lanes[kLanes] = {};
+        const int64_t end = std::min(problem.features, begin + kChain);
+        for (int64_t k = begin; k < end; ++k) {
+            const double offset = factor * total.mean[k];
+            lanes[k % kLanes] += offset * offset;
+            store_mean(output, b * problem.features + k, origin + offset);
+        }
+        about_origin += sum_lanes(lanes);
     }
     const Sums& sums = total.sums;
     const bool apart = query.sigma_is_zero && total.nearest_square > 0.0;
     output.logsumexp[b] =
         apart ? -INFINITY : (total.reference - query.constant) + fixed_log(sums.mass);
     if (output.functionals) {
-        double about_origin = 0.0;
-        for (const double lane : lanes) about_origin += lane;
         double* const functionals = output.functionals + 3 * b;
         functionals[0] = std::max(0.0, fixed_log(sums.weights) - sums.logits / sums.weights);
         functionals[1] = sums.weights * sums.weights / sums.squares;

@@ -1,7 +1,7 @@
 // What stands around the integer sums: element by element or in a fixed order of lanes, so that
 // every instruction set gives the same bits.
 
-#include "../fixed_math.h"
+#include "../../fixed_math.h"
 #include "../unroll.h"
 #include "kernels.h"
 
@@ -12,28 +12,16 @@ namespace u8 = diffgen::cpu::u8;
 
 // ---- Queries -----------------------------------------------------------------------------------
 
-// The lowest balanced digit of z, which is left without it.
-inline int8_t take_digit(int64_t& z) {
-    const int8_t digit = static_cast<int8_t>(z & 0xff);
-    z = (z - digit) >> 8;
-    return digit;
-}
-
-inline double sum_lanes(const double (&lane)[u8::kLanes]) {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
-           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
-void split(const double* x, int64_t features, double unit, int8_t* const* digits,
-           u8::Split* result) {
+// Digits of the features [begin, end) and what they leave, added to `result`.
+void split_chain(const double* x, int64_t begin, int64_t end, int64_t features, double unit,
+                 int8_t* const* digits, u8::Split* result) {
     constexpr int kDigits = u8::kQueryDigits;
     const double step = 1.0 / unit;
     double lost[kDigits][u8::kLanes] = {};
     double squares[kDigits][u8::kLanes] = {};
     double square[u8::kLanes] = {};
-    for (int j = 0; j < kDigits; ++j) result->digit_sums[j] = 0;
     const int64_t whole = features / u8::kLanes * u8::kLanes;
-    for (int64_t k = 0; k < u8::padded(features); k += u8::kLanes) {
+    for (int64_t k = begin; k < end; k += u8::kLanes) {
         double here[u8::kLanes];
         int64_t z[u8::kLanes];
         for (int i = 0; i < u8::kLanes; ++i) here[i] = k < whole ? x[k + i] : 0.0;
@@ -52,7 +40,7 @@ void split(const double* x, int64_t features, double unit, int8_t* const* digits
                 const double gap = here[i] - kept;
                 lost[j][i] += gap * gap;
                 squares[j][i] += kept * kept;
-                const int8_t digit = j > 0 ? take_digit(z[i]) : static_cast<int8_t>(z[i]);
+                const int8_t digit = j > 0 ? u8::take_digit(z[i]) : static_cast<int8_t>(z[i]);
                 digits[j][k + i] = digit;
                 total += digit;
             }
@@ -61,10 +49,20 @@ void split(const double* x, int64_t features, double unit, int8_t* const* digits
         }
     }
     for (int j = 0; j < kDigits; ++j) {
-        result->lost[j] = sum_lanes(lost[j]);
-        result->squares[j] = sum_lanes(squares[j]);
+        result->lost[j] += u8::sum_lanes(lost[j]);
+        result->squares[j] += u8::sum_lanes(squares[j]);
     }
-    result->square = sum_lanes(square);
+    result->square += u8::sum_lanes(square);
+}
+
+void split(const double* x, int64_t features, double unit, int8_t* const* digits,
+           u8::Split* result) {
+    *result = {};
+    const int64_t all = u8::padded(features);
+    for (int64_t begin = 0; begin < all; begin += u8::kChain) {
+        const int64_t end = all - begin < u8::kChain ? all : begin + u8::kChain;
+        split_chain(x, begin, end, features, unit, digits, result);
+    }
 }
 
 // ---- Logits ------------------------------------------------------------------------------------
@@ -95,25 +93,10 @@ double largest_of(const double* values, int64_t count) {
 double logits(const int64_t* products, const double* norms, const double* log_weights, int64_t rows,
               int64_t correction, double norm_factor, double product_factor, double* out) {
     for (int64_t r = 0; r < rows; ++r) {
-        const double product = static_cast<double>(products[r] - correction);
-        out[r] = log_weights[r] - (norm_factor * norms[r] - product_factor * product);
+        out[r] = u8::logit_of(products[r], norms[r], log_weights[r], correction, norm_factor,
+                              product_factor);
     }
     return largest_of(out, rows);
-}
-
-struct Bound {
-    double distance;
-    double near;
-};
-
-inline Bound bound_of(const u8::BoundTerms& t, int64_t product, double norm) {
-    const double distance = (t.square + t.norm_factor * norm) -
-                            t.product_factor * static_cast<double>(product - t.correction);
-    double least = distance - t.rounding;
-    least = least < 0.0 ? 0.0 : least;
-    double length = __builtin_sqrt(least) - t.lost;
-    length = length < 0.0 ? 0.0 : length;
-    return {distance, length * length};
 }
 
 u8::Screened screen(const int64_t* products, const double* norms, const double* log_weights,
@@ -121,7 +104,7 @@ u8::Screened screen(const int64_t* products, const double* norms, const double* 
                     double* logits, double* upper) {
     const u8::BoundTerms t = terms;
     for (int64_t r = 0; r < rows; ++r) {
-        const Bound bound = bound_of(t, products[r], norms[r]);
+        const u8::Bound bound = u8::bound_of(t, products[r], norms[r]);
         const double base = log_weights[r] + constant;
         logits[r] = base - kappa * bound.distance;
         upper[r] = base - kappa * bound.near;
@@ -133,7 +116,7 @@ void bounds(const int64_t* products, const double* norms, int64_t rows, const u8
             double* distances, double* near) {
     const u8::BoundTerms t = terms;
     for (int64_t r = 0; r < rows; ++r) {
-        const Bound bound = bound_of(t, products[r], norms[r]);
+        const u8::Bound bound = u8::bound_of(t, products[r], norms[r]);
         distances[r] = bound.distance;
         near[r] = bound.near;
     }
@@ -145,10 +128,10 @@ template <typename Term>
 inline double sum_of(int64_t features, Term term) {
     constexpr int kParts = 4;
     constexpr int64_t kStep = kParts * u8::kLanes;
-    constexpr int64_t kChain = 16 * kStep;
+    static_assert(u8::kChain % kStep == 0);
     double total = 0.0;
-    for (int64_t begin = 0; begin < features; begin += kChain) {
-        const int64_t end = features - begin < kChain ? features : begin + kChain;
+    for (int64_t begin = 0; begin < features; begin += u8::kChain) {
+        const int64_t end = features - begin < u8::kChain ? features : begin + u8::kChain;
         double sum[kStep] = {};
         int64_t k = begin;
         for (; k + kStep <= end; k += kStep) {
@@ -160,7 +143,7 @@ inline double sum_of(int64_t features, Term term) {
         for (int i = 0; i < u8::kLanes; ++i) {
             lane[i] = (sum[i] + sum[8 + i]) + (sum[16 + i] + sum[24 + i]);
         }
-        total += sum_lanes(lane);
+        total += u8::sum_lanes(lane);
     }
     return total;
 }
@@ -202,7 +185,7 @@ int64_t some_digits(const double* weights, int64_t rows, int8_t* const* digits) 
     for (int64_t r = 0; r < rows; ++r) {
         int64_t z = fixed_round(weights[r] * kUnit);
         total += z;
-        for (int j = Digits - 1; j > 0; --j) digits[j][r] = take_digit(z);
+        for (int j = Digits - 1; j > 0; --j) digits[j][r] = u8::take_digit(z);
         digits[0][r] = static_cast<int8_t>(z);
     }
     for (int64_t r = rows; r % 4 != 0; ++r) {

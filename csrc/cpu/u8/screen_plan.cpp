@@ -13,8 +13,6 @@ constexpr int64_t kPlanEvery = 4;
 // what a float64 difference costs.
 constexpr double kPickedCost = 3.0;
 constexpr double kDifferenceCost = 40.0;
-// Screens whose bounds leave that many nats to a row of typical distance are tried first.
-constexpr double kFirstWidth = 10.0;
 
 }  // namespace
 
@@ -27,15 +25,7 @@ void ScreenPlan::start(const QueryBlock& queries) {
 
 int ScreenPlan::first(const QueryBlock& queries, const Query& query) const {
     if (forced_ > 0) return std::min(forced_, query.digits);
-    if (query.sigma_is_zero) return 1;
-    const Point& point = queries.point_of(query);
-    const double distance =
-        std::hypot(std::sqrt(point.square), point.alpha * queries.lengths().typical);
-    for (int digits = 1; digits < query.digits; ++digits) {
-        const double width = 4.0 * query.kappa * distance * point.lost[digits - 1];
-        if (width < kFirstWidth) return digits;
-    }
-    return query.digits;
+    return first_planes(queries.point_of(query), query, queries.typical_length());
 }
 
 void ScreenPlan::revise(const QueryBlock& queries, int64_t i, const double* logits, int64_t rows,

@@ -1,8 +1,4 @@
-// The canonical order of the rows: what the bits of a result depend on, and nothing else does.
-//
-// A segment is the eligible rows among 1,024 consecutive ids; a tile is a share of a segment that
-// fits the second-level cache. Tiles are merged into their segment from left to right, segments
-// into the result from left to right.
+// The segments of a problem, and the tile of one that is at hand; see ../../u8/layout.h.
 #pragma once
 
 #include <algorithm>
@@ -10,20 +6,12 @@
 #include <vector>
 
 #include "../../problem.h"
+#include "../../u8/layout.h"
 #include "../buffer.h"
 
 namespace diffgen::cpu::u8 {
 
-constexpr int64_t kSegmentRows = 1024;
-constexpr int64_t kTileBytes = 400 * 1024;
-constexpr int64_t kFewestTileRows = 4;
-
-// Rows of a tile: a power of two, by the number of features alone.
-inline int64_t tile_rows(int64_t features) {
-    int64_t rows = kSegmentRows;
-    while (rows > kFewestTileRows && rows * features > kTileBytes) rows /= 2;
-    return rows;
-}
+using namespace diffgen::u8;
 
 // Eligible rows, numbered in ascending order of their ids.
 class Segments {
@@ -69,9 +57,12 @@ class Tile {
 
     int64_t capacity() const { return capacity_; }
 
-    // Eligible rows [begin, end), of a segment that ends at `last`.
-    void load(const Segments& segments, int64_t begin, int64_t end, int64_t last) {
+    // As many rows of a segment, from eligible row `begin` on, as there is room for.
+    void load(const Segments& segments, int64_t segment, int64_t begin) {
+        const int64_t last = segments.begin(segment + 1);
+        const int64_t end = std::min(last, begin + capacity_);
         count_ = end - begin;
+        place_ = begin - segments.begin(segment);
         for (int64_t r = 0; r < count_; ++r) {
             const int64_t id = segments.id(begin + r);
             ids_[r] = id;
@@ -94,6 +85,8 @@ class Tile {
     const double* norms() const { return norms_.data(); }
     const double* log_weights() const { return log_weights_.data(); }
     int64_t id(int64_t r) const { return ids_[r]; }
+    // Of a row, among those of the segment.
+    int64_t place(int64_t r) const { return place_ + r; }
     // Where the row of that id is in the tile, -1 where it is not.
     int64_t find(int64_t id) const {
         const int64_t* const end = ids_.data() + count_;
@@ -105,6 +98,7 @@ class Tile {
     const Problem& problem_;
     int64_t capacity_;
     int64_t count_ = 0;
+    int64_t place_ = 0;
     bool fetch_ = false;
     Buffer<const uint8_t*> rows_;
     Buffer<const uint8_t*> ahead_;

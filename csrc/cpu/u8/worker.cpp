@@ -17,10 +17,12 @@ Worker::Worker(const Task& task, int64_t queries)
       chosen_logits_(tile_.capacity()),
       chosen_norms_(tile_.capacity()),
       chosen_rows_(tile_.capacity()),
+      chosen_places_(tile_.capacity()),
       pending_(static_cast<size_t>(queries)),
       pending_logits_(queries * kMostPending),
       pending_norms_(queries * kMostPending),
       pending_rows_(queries * kMostPending),
+      pending_places_(queries * kMostPending),
       products_(tile_.capacity()),
       logits_(tile_.capacity()),
       upper_(tile_.capacity()),
@@ -37,10 +39,12 @@ Worker::Worker(const Task& task, int64_t queries)
     chosen_.logits = chosen_logits_.data();
     chosen_.norms = chosen_norms_.data();
     chosen_.rows = chosen_rows_.data();
+    chosen_.places = chosen_places_.data();
     for (int64_t i = 0; i < queries; ++i) {
         pending_[i].logits = pending_logits_.data() + i * kMostPending;
         pending_[i].norms = pending_norms_.data() + i * kMostPending;
         pending_[i].rows = pending_rows_.data() + i * kMostPending;
+        pending_[i].places = pending_places_.data() + i * kMostPending;
     }
 }
 
@@ -64,7 +68,7 @@ void Worker::run(const QueryBlock& queries, int64_t segment, const std::atomic<d
     const int64_t last = task_.segments.begin(segment + 1);
     for (int64_t at = task_.segments.begin(segment); at < last; at += tile_.capacity()) {
         if (stop.check(on_caller)) return;
-        tile_.load(task_.segments, at, std::min(last, at + tile_.capacity()), last);
+        tile_.load(task_.segments, segment, at);
         form_products();
         plan_.count_tile();
         sums_.clear();

@@ -43,9 +43,6 @@ class Worker {
     void forget();
 
   private:
-    // From a quarter of its rows on a tile is dense: they are weighted by themselves, together with
-    // those of other queries. The bits of a result depend on it.
-    static constexpr int64_t kDenseShare = 4;
     static constexpr int64_t kMostPending = kSegmentRows / kDenseShare;
 
     // Rows that are weighted together: those of a dense tile, or those that sparse tiles left.
@@ -56,6 +53,7 @@ class Worker {
         double* logits = nullptr;
         double* norms = nullptr;
         const uint8_t** rows = nullptr;
+        int64_t* places = nullptr;  // in the segment
     };
 
     void form_products();
@@ -67,7 +65,6 @@ class Worker {
     void screen(const Query& query, int64_t i, const Posterior& part);
     void find_bounds(const Query& query);
     void offer_nearest(const Query& query, Posterior& part);
-    BoundTerms bound_terms(const Point& point, int planes) const;
 
     // worker_weights.cpp
     void accept(const Query& query, int64_t i, double nearest_square, Posterior& part);
@@ -97,11 +94,13 @@ class Worker {
     Buffer<double> chosen_logits_;
     Buffer<double> chosen_norms_;
     Buffer<const uint8_t*> chosen_rows_;
+    Buffer<int64_t> chosen_places_;
     // Of each query, what the sparse tiles of the segment left so far.
     std::vector<Unit> pending_;
     Buffer<double> pending_logits_;
     Buffer<double> pending_norms_;
     Buffer<const uint8_t*> pending_rows_;
+    Buffer<int64_t> pending_places_;
     // Of every row of the tile.
     Buffer<int64_t> products_;
     Buffer<double> logits_;

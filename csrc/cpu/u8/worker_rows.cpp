@@ -7,22 +7,6 @@
 
 namespace diffgen::cpu::u8 {
 
-namespace {
-
-// Roundings of an expanded squared distance, relative to (|x| + alpha |row|)^2: of its assembly,
-// and for each feature of |x_p|^2.
-constexpr double kExpandedRounding = 0x1p-49;
-constexpr double kSquareRounding = 0x1p-56;
-// When logits are compared with bounds on their true values, in nats: twice what the query's digits
-// may take of each, and the rounding of either, relative to the largest and for each feature.
-constexpr double kCompareSlack = 1.6e-5;
-constexpr double kCompareRounding = 0x1p-46;
-constexpr double kSumRounding = 0x1p-58;
-// At sigma = 0 squared distances under this share of the squared lengths are nothing.
-constexpr double kCoincident = 0x1p-98;
-
-}  // namespace
-
 // Logits of all rows from all their digits; those too low to count are sorted out by `accept`.
 void Worker::decide_all(const Query& query, int64_t i) {
     const int64_t rows = tile_.count();
@@ -39,26 +23,18 @@ void Worker::decide_all(const Query& query, int64_t i) {
     chosen_.count = rows;
 }
 
-BoundTerms Worker::bound_terms(const Point& point, int planes) const {
-    const double reach = queries_->reach(point);
-    const double rounding = kExpandedRounding + kSquareRounding * static_cast<double>(features_);
-    return {point.correction[planes - 1], point.squares[planes - 1],
-            point.alpha * point.alpha,    2.0 * point.row_scale * point.step[planes - 1],
-            rounding * reach * reach,     point.lost[planes - 1]};
-}
-
 void Worker::find_bounds(const Query& query) {
     if (bounds_known_) return;
     kernels_.bounds(products_.data(), tile_.norms(), tile_.count(),
-                    bound_terms(queries_->point_of(query), planes_used_), distances_.data(),
-                    near_.data());
+                    bound_terms(queries_->point_of(query), planes_used_, queries_->rows()),
+                    distances_.data(), near_.data());
     bounds_known_ = true;
 }
 
 void Worker::screen(const Query& query, int64_t i, const Posterior& part) {
     const Point& point = queries_->point_of(query);
     const int64_t rows = tile_.count();
-    const BoundTerms terms = bound_terms(point, planes_used_);
+    const BoundTerms terms = bound_terms(point, planes_used_, queries_->rows());
     Screened best =
         kernels_.screen(products_.data(), tile_.norms(), tile_.log_weights(), rows, terms,
                         query.kappa, query.constant, logits_.data(), upper_.data());
@@ -69,26 +45,19 @@ void Worker::screen(const Query& query, int64_t i, const Posterior& part) {
     }
     if (best.seeming == -INFINITY) return;
     plan_.revise(*queries_, i, logits_.data(), rows, best.seeming);
-    const double rounding = kCompareRounding + kSumRounding * static_cast<double>(features_);
-    const double slack =
-        kCompareSlack + rounding * (std::fabs(best.seeming) + std::fabs(query.constant));
-    double floor = std::max(part.reference, pending_[i].best) - query.margin - slack;
-    if (best.possible < floor) return;
     // A lower bound of the best logit: that of the row that seems best.
     const int64_t nearest =
         std::find(logits_.data(), logits_.data() + rows, best.seeming) - logits_.data();
     if (nearest == rows) return;
-    const double log_weight = tile_.log_weights()[nearest];
-    const double distance = (log_weight + query.constant - best.seeming) / query.kappa;
-    const double far = std::sqrt(std::max(0.0, distance) + 2.0 * terms.rounding) + terms.lost;
-    const double lower = log_weight + query.constant - query.kappa * far * far;
-    const double lower_slack = rounding * std::fabs(lower);
-    floor = std::max(floor, lower - query.cut - slack - lower_slack);
+    const Floor floor =
+        floor_of(query, terms, features_, best.seeming, tile_.log_weights()[nearest]);
+    const double run = std::max(part.reference, pending_[i].best);
+    if (best.possible < run - query.margin - floor.slack) return;
     int64_t count = 0;
     for (int64_t r = 0; r < rows; ++r) {
         // Written so that a NaN bound lets the row through.
         positions_[count] = r;
-        count += !(upper_[r] < floor);
+        count += !(upper_[r] < floor.lowest);
     }
     chosen_.count = count;
     if (count == 0) return;

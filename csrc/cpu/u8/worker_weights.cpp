@@ -13,20 +13,16 @@ namespace {
 // those of other queries.
 constexpr int64_t kWholeShare = 60;
 
-// Weights as digits: a unit of the first `count` ones.
-double weight_step(int count) {
-    return std::ldexp(1.0 / kTopDigit, -8 * (count - 1));
-}
-
 }  // namespace
 
 // Takes the chosen rows: those of a dense tile are weighted, others wait for the segment's end.
 void Worker::accept(const Query& query, int64_t i, double nearest_square, Posterior& part) {
     Unit& pending = pending_[i];
-    double floor = chosen_.best - query.cut;
-    if (!query.sigma_is_zero) {
-        floor = std::max(floor, std::max(part.reference, pending.best) - query.margin);
+    if (!query.sigma_is_zero &&
+        chosen_.best < std::max(part.reference, pending.best) - query.margin) {
+        return;
     }
+    const double floor = chosen_.best - query.cut;
     int64_t kept = 0;
     for (int64_t s = 0; s < chosen_.count; ++s) {
         positions_[kept] = positions_[s];
@@ -38,12 +34,14 @@ void Worker::accept(const Query& query, int64_t i, double nearest_square, Poster
     for (int64_t s = 0; s < kept; ++s) {
         chosen_.rows[s] = tile_.rows()[positions_[s]];
         chosen_.norms[s] = tile_.norms()[positions_[s]];
+        chosen_.places[s] = tile_.place(positions_[s]);
     }
-    const bool dense = kept * kDenseShare >= tile_.count();
+    const bool dense = is_dense(kept, tile_.count());
     if (!dense && !query.sigma_is_zero) {
         std::copy_n(chosen_.logits, kept, pending.logits + pending.count);
         std::copy_n(chosen_.norms, kept, pending.norms + pending.count);
         std::copy_n(chosen_.rows, kept, pending.rows + pending.count);
+        std::copy_n(chosen_.places, kept, pending.places + pending.count);
         pending.count += kept;
         pending.best = std::max(pending.best, chosen_.best);
         return;
@@ -72,6 +70,7 @@ void Worker::settle(const Query& query, int64_t i, Posterior& part) {
         unit.logits[kept] = unit.logits[s];
         unit.norms[kept] = unit.norms[s];
         unit.rows[kept] = unit.rows[s];
+        unit.places[kept] = unit.places[s];
         kept += unit.logits[s] >= floor;
     }
     unit.count = kept;
@@ -89,18 +88,13 @@ WeightedSum Worker::weigh(const Query& query, const Unit& unit, const int64_t* p
                           int8_t* room, Posterior& part) {
     WeightedSum sum{};
     const Factors factors =
-        part.meet(unit.best, unit.nearest_square, query.margin, query.sigma_is_zero);
+        meet(part, unit.best, unit.nearest_square, query.margin, query.sigma_is_zero);
     if (factors.fresh == 0.0) return sum;
     const double mass =
         static_cast<double>(kernels_.weigh(unit.logits, unit.count, unit.best,
                                            unit.best - query.cut, weights_.data())) /
         kMassUnit;
-    // Each weight is off by half a unit at most, each row by the whole range at most.
-    int digits = kWeightDigits - 2;
-    while (digits < kWeightDigits && !(static_cast<double>(unit.count) * weight_step(digits) <=
-                                       query.weight_tolerance * mass)) {
-        ++digits;
-    }
+    const int digits = weight_digits(unit.count, mass, query.weight_tolerance);
     for (int j = 0; j < digits; ++j) sum.digits[j] = room + j * digit_stride_;
     const double* weights = weights_.data();
     int64_t places = unit.count;
@@ -119,15 +113,15 @@ WeightedSum Worker::weigh(const Query& query, const Unit& unit, const int64_t* p
     sum.old = factors.old;
     sum.fresh = factors.fresh * weight_step(digits);
     sum.mean = part.mean;
-    part.join(sums, unit.best, unit.nearest_square, factors);
+    join(part, sums, unit.best, unit.nearest_square, factors);
     return sum;
 }
 
-// The functionals' sums over a unit, in a fixed order of lanes.
+// The functionals' sums over a unit, in lanes that follow from the rows' places.
 Sums Worker::sums_of(const Unit& unit) const {
-    double lanes[4][kLanes] = {};
+    double lanes[4][kRowLanes] = {};
     for (int64_t s = 0; s < unit.count; ++s) {
-        const int lane = static_cast<int>(s % kLanes);
+        const int64_t lane = unit.places[s] % kRowLanes;
         const double weight = weights_[s];
         lanes[0][lane] += weight;
         lanes[1][lane] += weight * weight;
@@ -136,7 +130,7 @@ Sums Worker::sums_of(const Unit& unit) const {
     }
     double totals[4] = {};
     for (int part = 0; part < 4; ++part) {
-        for (int lane = 0; lane < kLanes; ++lane) totals[part] += lanes[part][lane];
+        for (int lane = 0; lane < kRowLanes; ++lane) totals[part] += lanes[part][lane];
     }
     Sums sums;
     sums.weights = totals[0];
