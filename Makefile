@@ -1,9 +1,9 @@
 # `make check` is everything that CI runs, against the environment that is active.
 PYTHON ?= python
-NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inl \
-	csrc/*/*/*.h csrc/*/*/*.cpp csrc/*/*/*.inl)
+NATIVE := $(foreach suffix,h cpp inl cuh cu,$(wildcard csrc/*.$(suffix) csrc/*/*.$(suffix) \
+	csrc/*/*/*.$(suffix)))
 
-.PHONY: check lint format-check types layers test format bench build clean
+.PHONY: check lint format-check types layers test format bench gpu build clean
 
 check: lint test
 
@@ -36,8 +36,12 @@ bench:
 		--benchmark-json=.benchmarks/latest.json
 	$(PYTHON) -m benchmarks.report --record .benchmarks/latest.json --write
 
+# On a machine with a GPU, after an install there; without one it says what is missing.
+gpu:
+	$(PYTHON) -m benchmarks.gpu_suite
+
 build:
 	$(PYTHON) -m build
 
 clean:
-	rm -rf build dist *.egg-info diffgen/_native*.so diffgen/_native_build.txt
+	rm -rf build dist *.egg-info diffgen/_native*.so diffgen/_native*_build.txt

@@ -16,6 +16,9 @@ from benchmarks.torch_peers import TORCH_PEERS
 from diffgen import EmpiricalDenoiser, TrainingSet
 from diffgen.backends import registry
 
+ELSEWHERE = ("cuda", "triton", "triton:interpreted")
+"""Backends that do not run on the CPU, or only in emulation: ``benchmarks.gpu`` times them."""
+
 PEERS: tuple[Contender, ...] = (*TORCH_PEERS, *LIBRARY_PEERS)
 
 
@@ -28,7 +31,8 @@ def table(backend: str = "auto") -> list[Contender]:
     note = f"backend {chosen_backend(backend)}; exact: what it skips cannot count"
     ours = [Contender("diffgen", partial(_diffgen, backend=backend), note)]
     for name in registry.names():
-        if name not in ("cpu", "reference"):  # what `auto` takes; what only tests name
+        # What `auto` takes; what only tests name.
+        if name not in ("cpu", "reference", *ELSEWHERE):
             slug = f"diffgen-{name.replace(':', '-')}"
             ours.append(Contender(slug, partial(_diffgen, backend=name)))
     return [*ours, *PEERS]
@@ -38,7 +42,7 @@ def chosen_backend(backend: str = "auto") -> str:
     """The name of the backend that ``backend`` stands for on this machine."""
     if backend != "auto":
         return registry.get(backend).name
-    usable = (registry.get(name) for name in registry.names())
+    usable = (registry.get(name) for name in registry.names() if name not in ELSEWHERE)
     return next(b.name for b in usable if b.priority >= 0 and b.unavailable() is None)
 
 

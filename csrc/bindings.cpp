@@ -8,25 +8,16 @@
 #include <stdexcept>
 #include <string>
 
+#include "arguments.h"
 #include "cpu/ceilings.h"
 #include "cpu/dispatch.h"
 #include "cpu/engine.h"
-#include "problem.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using namespace diffgen;
-
-template <typename T>
-const T* in(uintptr_t address) {
-    return reinterpret_cast<const T*>(address);
-}
-template <typename T>
-T* out(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 std::string at_index(double value, int64_t index) {
     return ", got " + std::string(py::str(py::float_(value))) + " at index " +
@@ -77,48 +68,6 @@ void raise_for(const Outcome& outcome, bool check, int64_t top_k = 0) {
     if (outcome.status == Status::too_few_eligible) {
         throw py::value_error(too_few(top_k, outcome.eligible, query));
     }
-}
-
-// The arguments that both ops share, in the order of `Problem`.
-struct Arguments {
-    uintptr_t query;
-    bool query_is_double;
-    int64_t batch, features;
-    uintptr_t sigma, alpha, exclude, data;
-    int storage;
-    int64_t count;
-    uintptr_t norms, log_weights, rows;
-    int64_t row_count;
-    double scale, offset;
-
-    Problem problem() const {
-        return {in<void>(query),
-                query_is_double,
-                batch,
-                features,
-                in<double>(sigma),
-                in<double>(alpha),
-                in<int64_t>(exclude),
-                in<void>(data),
-                static_cast<Storage>(storage),
-                count,
-                in<double>(norms),
-                in<double>(log_weights),
-                in<int64_t>(rows),
-                row_count,
-                scale,
-                offset};
-    }
-};
-
-// A problem that Python made, kept as one object so that a call passes few arguments.
-Arguments make_arguments(uintptr_t query, bool query_is_double, int64_t batch, int64_t features,
-                         uintptr_t sigma, uintptr_t alpha, uintptr_t exclude, uintptr_t data,
-                         int storage, int64_t count, uintptr_t norms, uintptr_t log_weights,
-                         uintptr_t rows, int64_t row_count, double scale, double offset) {
-    if (storage < 0 || storage >= kStorageCount) throw std::runtime_error("unknown storage type");
-    return {query,   query_is_double, batch, features,    sigma, alpha,     exclude, data,
-            storage, count,           norms, log_weights, rows,  row_count, scale,   offset};
 }
 
 void moments(const Arguments& arguments, uintptr_t mean, bool mean_is_double, uintptr_t logsumexp,
@@ -178,7 +127,7 @@ double measured(int threads) {
 
 PYBIND11_MODULE(_native, module) {
     module.doc() = "diffgen's native core: addresses in, numbers out.";
-    py::class_<Arguments>(module, "Arguments").def(py::init(&make_arguments));
+    py::class_<Arguments>(module, "Arguments").def(py::init(&Arguments::make));
     module.def("moments", &moments);
     module.def("covariance_product", &covariance_product);
     module.def("instruction_sets", &instruction_sets,

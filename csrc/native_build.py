@@ -142,7 +142,7 @@ def compile_objects(
         NativeBuildError: If a source does not compile; the message has the first error.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = _state(compiler)
+    core, whole = state_of(compiler, whole=False), state_of(compiler, whole=True)
     unknown = unknown_instruction_sets(compiler)
     left_out = {kernel_source(isa).path for isa in unknown}
     flags = [*flags, *(f"-DDIFFGEN_WITHOUT_{isa.name}" for isa in unknown)]
@@ -150,12 +150,14 @@ def compile_objects(
     def build(source: Source) -> Path:
         options = [*shlex.split(os.environ.get("CXXFLAGS", "")), *COMMON_FLAGS]
         options += [*source.flags, *flags]
+        ours = CSRC in source.path.parents and not _of_cuda(source.path)
+        state = core if ours else whole
         digest = hashlib.sha256(f"{state}\n{options}".encode() + source.path.read_bytes())
         target = folder / f"{source.path.stem}-{digest.hexdigest()[:16]}.o"
         if not target.exists():
             unfinished = target.with_suffix(f".{os.getpid()}.tmp")
             command = [*compiler, *options, "-c", str(source.path), "-o", str(unfinished)]
-            _run(command, f"{source.path.name} does not compile")
+            run_command(command, f"{source.path.name} does not compile")
             unfinished.replace(target)
         return target
 
@@ -163,13 +165,21 @@ def compile_objects(
         return list(pool.map(build, (source for source in sources if source.path not in left_out)))
 
 
-def _state(compiler: Sequence[str]) -> str:
-    """Digest of the compiler and of every native source."""
+def state_of(compiler: Sequence[str], whole: bool) -> str:
+    """Digest of the compiler and of the native sources.
+
+    The CPU core includes nothing of CUDA, so that a change there does not compile it again; the
+    sources of others, tests for one, may include anything.
+    """
     digest = hashlib.sha256(compiler_version(compiler).encode())
     for path in sorted(CSRC.rglob("*")):
-        if path.suffix in {".h", ".inl", ".cpp"}:
+        if path.suffix in {".h", ".inl", ".cpp", ".cuh", ".cu"} and (whole or not _of_cuda(path)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _of_cuda(path: Path) -> bool:
+    return any(part.startswith("cuda") for part in path.relative_to(CSRC).parts)
 
 
 def link(
@@ -183,7 +193,7 @@ def link(
     target.parent.mkdir(parents=True, exist_ok=True)
     options = [*flags, "-pthread", *shlex.split(os.environ.get("LDFLAGS", ""))]
     command = [*compiler, *map(str, objects), "-o", str(target), *options]
-    _run(command, f"{target.name} does not link")
+    run_command(command, f"{target.name} does not link")
 
 
 def module_flags() -> list[str]:
@@ -193,7 +203,7 @@ def module_flags() -> list[str]:
     return ["-shared"]
 
 
-def _run(command: Sequence[str], what: str) -> None:
+def run_command(command: Sequence[str], what: str) -> None:
     """Runs one build command and passes on what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(done.stdout + done.stderr, end="", file=sys.stderr)

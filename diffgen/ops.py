@@ -16,7 +16,7 @@ from torch import Tensor
 
 import diffgen.backends  # noqa: F401  (fills the registry)
 from diffgen.backends import registry
-from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.backends.problem import CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Moments
 from diffgen.grouping import by_class
 
@@ -110,11 +110,13 @@ def _moments(
     backend: str,
     check_values: bool,
 ) -> Moments:
+    demands = Demands(functionals, top_k)
+
     def run(
         rows: Tensor | None, x: Tensor, s: Tensor, a: Tensor | None, e: Tensor | None
     ) -> Moments:
         problem = _problem(x, s, a, e, data, norms, log_weights, rows, scale, offset, check_values)
-        chosen = registry.choose(problem, backend)
+        chosen = registry.choose(problem, backend, demands)
         if torch._C._is_any_autocast_enabled():
             return _without_autocast(
                 query.device.type,
@@ -177,7 +179,7 @@ def _covariance_product(
             vectors.to(torch.float64).contiguous(),
             radii if radii is None else radii.to(torch.float64).contiguous(),
         )
-        chosen = registry.choose(problem, backend)
+        chosen = registry.choose(problem, backend, Demands(covariance=True))
         if torch._C._is_any_autocast_enabled():
             return _without_autocast(
                 query.device.type, lambda: chosen.covariance_product(problem, inputs)

@@ -8,6 +8,7 @@ import importlib.util
 import math
 from pathlib import Path
 
+import cpu_backends
 import problems
 import pytest
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from diffgen import accuracy
 from diffgen.backends import eager, eager_rows, reference, registry
-from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.backends.problem import MEAN_ONLY, CovarianceInputs, Problem
 from diffgen.backends.registry import Moments
 
-BACKENDS = [name for name in registry.names() if name != "reference"]
+BACKENDS = [name for name in cpu_backends.NAMES if name != "reference"]
 CASES = [
     pytest.param(name, storage, query, id=f"{name}-{storage}-{query}".replace("torch.", ""))
     for name in problems.PROBLEMS
@@ -411,5 +412,5 @@ def test_reference_is_never_chosen() -> None:
 
 def test_eager_refuses_what_it_cannot_read() -> None:
     problem = changed(plain(), data=torch.zeros(40, 108, dtype=torch.int32))
-    reasons = registry.get("eager").refuses(problem)
+    reasons = registry.get("eager").refuses(problem, MEAN_ONLY)
     assert reasons == ["needs uint8 or floating-point data, got torch.int32"]

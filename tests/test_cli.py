@@ -258,6 +258,21 @@ def test_info_says_why_a_backend_cannot_run(
     assert "no such device" in capsys.readouterr().out
 
 
+def test_info_does_not_call_a_backend_exact_that_it_could_not_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "_BACKENDS", dict(registry._BACKENDS))
+    monkeypatch.setattr(registry, "_RANKED", list(registry._RANKED))
+    refusing = replace(
+        registry.get("eager"), name="elsewhere", refuses=lambda *_: ["needs another device"]
+    )
+    registry.register(refusing)
+    assert main(["info", "--backend", "elsewhere"]) == 0
+    printed = capsys.readouterr().out
+    assert "not checked: it refuses every problem of the check" in printed
+    assert "elsewhere refuses some problems: needs another device" in printed
+
+
 def test_json_has_no_nan_and_is_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     record = {"a": torch.tensor([1.0, math.nan]), "b": (math.inf, None, True), "c": Path("x")}

@@ -295,7 +295,7 @@ def test_construction_refuses_what_it_cannot_use():
 def test_a_named_backend_runs(monkeypatch):
     asked = []
 
-    def choose(problem, name):
+    def choose(problem, name, demands):
         asked.append(name)
         return registry.get("reference")
 

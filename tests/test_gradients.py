@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import cpu_backends
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -14,7 +15,6 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from diffgen import functional, ops
-from diffgen.backends import registry
 from diffgen.functional import Moments
 
 COUNT, FEATURES, BATCH = 7, 3, 4
@@ -22,7 +22,7 @@ VIEW = view_of(COUNT, FEATURES, storage=torch.float64, weights=True)
 QUERY, SIGMA, ALPHA = arguments(VIEW, batch=BATCH, backend="", alpha=True, dtype=torch.float64)[:3]
 TANGENT = torch.randn(QUERY.shape, generator=torch.Generator().manual_seed(3)).double()
 SIGMA_TANGENT = torch.linspace(-1, 1, BATCH, dtype=torch.float64)
-BACKENDS = [name for name in registry.names() if registry.get(name).unavailable() is None]
+BACKENDS = cpu_backends.USABLE
 
 # Both sides are float64 sums of 7 terms of size about 1, and the second derivatives multiply by
 # 1 / sigma^4 <= 16: about 10 * 16 * 2^-52. The eager backend refines to 1e-9 relative at worst.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import cpu_backends
 import problems
 import pytest
 import torch
@@ -17,7 +18,7 @@ from diffgen.backends import registry
 from diffgen.backends.problem import Problem
 from diffgen.backends.registry import Moments
 
-BACKENDS = ["reference", *(name for name in registry.names() if registry.get(name).priority >= 0)]
+BACKENDS = ["reference", *(n for n in cpu_backends.NAMES if registry.get(n).priority >= 0)]
 EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 
 sizes = st.integers(1, 12)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import cpu_backends
 import pytest
 import torch
 from op_cases import arguments, product_arguments, view_of
@@ -19,7 +20,7 @@ from diffgen.errors import BackendError
 from diffgen.set_view import SetView
 
 CPU = torch.device("cpu")
-BACKENDS = [name for name in registry.names() if registry.get(name).unavailable() is None]
+BACKENDS = cpu_backends.USABLE
 LABELS = torch.tensor([0, 2, 1, 0, 2, 2, 0])
 
 
@@ -217,7 +218,7 @@ def test_a_backend_that_refuses_says_why(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError
 
     refusing = registry.Backend(
-        "stub", -9, lambda: None, lambda _: ["never runs"], never, never, ""
+        "stub", -9, lambda: None, lambda *_: ["never runs"], never, never, ""
     )
     monkeypatch.setitem(registry._BACKENDS, "stub", refusing)
     with pytest.raises(BackendError, match="backend 'stub' cannot run this problem: never runs"):
@@ -232,7 +233,7 @@ def test_autocast_is_off_inside_a_backend(monkeypatch: pytest.MonkeyPatch) -> No
         seen.append((left @ right).dtype)
         return reference.moments(problem, False, 0, torch.float32)
 
-    stub = registry.Backend("stub", -9, lambda: None, lambda _: [], multiplies, multiplies, "")
+    stub = registry.Backend("stub", -9, lambda: None, lambda *_: [], multiplies, multiplies, "")
     monkeypatch.setitem(registry._BACKENDS, "stub", stub)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ops.MOMENTS(*arguments(view_of(3, 2), batch=1, backend="stub"))

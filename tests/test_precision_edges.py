@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cpu_backends
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from diffgen import EmpiricalDenoiser, TrainingSet
 from diffgen.backends import reference, registry
 from diffgen.backends.problem import Problem
 
-BACKENDS = [name for name in registry.names() if name != "reference"]
+BACKENDS = [name for name in cpu_backends.NAMES if name != "reference"]
 EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 
 

@@ -12,7 +12,7 @@ import torch
 import diffgen
 from diffgen import machine, selfcheck
 from diffgen.backends import registry
-from diffgen.backends.problem import Problem
+from diffgen.backends.problem import Demands, Problem
 from diffgen.backends.registry import Backend, Moments
 
 
@@ -83,7 +83,7 @@ def test_backend_that_raises_is_infinitely_off() -> None:
 
 
 def test_refused_problems_are_named_not_counted() -> None:
-    def refuses(problem: Problem) -> list[str]:
+    def refuses(problem: Problem, _: Demands) -> list[str]:
         return ["needs floats"] if problem.data.dtype == torch.uint8 else []
 
     found = selfcheck.check(_reference(refuses=refuses), selfcheck.cases())

@@ -15,7 +15,8 @@ import diffgen
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "diffgen").rglob("*.py"))
-NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".inl", ".cpp", ".py"})
+SUFFIXES = {".h", ".inl", ".cpp", ".cuh", ".cu", ".py"}
+NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in SUFFIXES)
 EVERYTHING = [
     *SOURCES,
     *NATIVE,
@@ -93,7 +94,8 @@ def test_nothing_is_left_to_do():
 
 
 def test_only_the_binding_knows_python():
-    native = [path for path in NATIVE if path.suffix != ".py" and path.name != "bindings.cpp"]
+    bindings = ("bindings.cpp", "cuda_bindings.cpp")
+    native = [path for path in NATIVE if path.suffix != ".py" and path.name not in bindings]
     assert not [relative(p) for p in native if re.search("pybind11|Python.h|torch", p.read_text())]
 
 

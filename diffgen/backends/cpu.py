@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffgen.backends.native import load_native, why_not_native
-from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.backends.problem import CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Backend, Moments, register
 
 _STORAGE = {
@@ -37,7 +37,7 @@ def _unavailable(isa: str) -> str | None:
     return states.get(isa, f"this build has no {isa}") or None
 
 
-def _refuses(problem: Problem) -> list[str]:
+def _refuses(problem: Problem, _: Demands) -> list[str]:
     reasons = []
     if not (problem.data.is_cpu and problem.query.is_cpu):
         reasons.append(f"needs CPU tensors, got {problem.data.device} and {problem.query.device}")

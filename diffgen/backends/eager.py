@@ -20,7 +20,7 @@ from diffgen.backends.eager_rows import (
     shift_of,
     squared_distances,
 )
-from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.backends.problem import CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Backend, Moments, register
 
 STORAGE_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -136,7 +136,7 @@ def covariance_product(problem: Problem, inputs: CovarianceInputs) -> tuple[Tens
     return product.masked_fill_(bad, torch.nan), moment.masked_fill_(bad, torch.nan)
 
 
-def _refuses(problem: Problem) -> list[str]:
+def _refuses(problem: Problem, _: Demands) -> list[str]:
     reasons = []
     if problem.data.dtype not in STORAGE_TYPES:
         reasons.append(f"needs uint8 or floating-point data, got {problem.data.dtype}")

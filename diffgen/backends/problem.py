@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -37,6 +38,24 @@ class Problem:
     scale: float
     offset: float
     check_values: bool = True
+
+
+class Demands(NamedTuple):
+    """What one call wants of a backend beside mean and logsumexp, which every backend gives.
+
+    Attributes:
+        functionals: Entropy, effective sample size and trace of the covariance.
+        top_k: So many nearest rows.
+        covariance: The covariance product, in place of the moments.
+    """
+
+    functionals: bool = False
+    top_k: int = 0
+    covariance: bool = False
+
+
+MEAN_ONLY = Demands()
+"""The demands of a call that wants mean and logsumexp."""
 
 
 @dataclass(frozen=True, slots=True)

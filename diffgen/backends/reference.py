@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.backends.problem import CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Backend, Moments, register
 
 _ELEMENTS = 2**23
@@ -142,7 +142,7 @@ def covariance_product(problem: Problem, inputs: CovarianceInputs) -> tuple[Tens
     return product, moment
 
 
-def _refuses(problem: Problem) -> list[str]:
+def _refuses(problem: Problem, _: Demands) -> list[str]:
     device = problem.data.device.type
     return [] if device == "cpu" else [f"needs CPU tensors, got {device}"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.backends.problem import MEAN_ONLY, CovarianceInputs, Demands, Problem
 from diffgen.errors import BackendError
 
 Moments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -24,7 +24,8 @@ class Backend:
         priority: Among the backends that accept a problem the highest runs; a negative one is
             never chosen unless named.
         unavailable: Returns why the backend cannot run on this machine at all, or None.
-        refuses: Returns the reasons why it cannot run one problem; empty when it can.
+        refuses: Returns the reasons why it cannot run one problem, or cannot give what a call
+            demands of it; empty when it can. Asked of a backend that is unavailable too.
         moments: ``(problem, functionals, top_k, mean_dtype)`` to the five outputs of the op.
         covariance_product: ``(problem, inputs)`` to the two outputs of the op.
         arithmetic: How it computes, in a few words.
@@ -33,7 +34,7 @@ class Backend:
     name: str
     priority: int
     unavailable: Callable[[], str | None]
-    refuses: Callable[[Problem], list[str]]
+    refuses: Callable[[Problem, Demands], list[str]]
     moments: Callable[[Problem, bool, int, torch.dtype], Moments]
     covariance_product: Callable[[Problem, CovarianceInputs], tuple[Tensor, Tensor]]
     arithmetic: str
@@ -69,14 +70,19 @@ def get(name: str) -> Backend:
     return _BACKENDS[name]
 
 
-def reasons_against(backend: Backend, problem: Problem) -> list[str]:
-    """Why a backend cannot run a problem; empty when it can."""
-    missing = backend.unavailable()
-    return [missing] if missing is not None else backend.refuses(problem)
+def reasons_against(backend: Backend, problem: Problem, demands: Demands = MEAN_ONLY) -> list[str]:
+    """Why a backend cannot give what is demanded of a problem; empty when it can."""
+    reasons, missing = backend.refuses(problem, demands), backend.unavailable()
+    return reasons if missing is None else [*reasons, missing]
 
 
-def choose(problem: Problem, name: str) -> Backend:
+def choose(problem: Problem, name: str, demands: Demands = MEAN_ONLY) -> Backend:
     """The backend that runs a problem.
+
+    Args:
+        problem: Queries and rows.
+        name: A registered name, or ``"auto"`` for the best that accepts.
+        demands: What the call wants beside mean and logsumexp.
 
     Raises:
         ValueError: If ``name`` is not registered.
@@ -84,14 +90,17 @@ def choose(problem: Problem, name: str) -> Backend:
     """
     if name != "auto":
         backend = get(name)
-        reasons = reasons_against(backend, problem)
+        reasons = reasons_against(backend, problem, demands)
         if reasons:
             raise BackendError(f"backend {name!r} cannot run this problem: {'; '.join(reasons)}")
         return backend
-    refusals: list[str] = []
     for backend in _RANKED:
-        reasons = reasons_against(backend, problem)
-        if not reasons:
+        # Only a backend that the problem suits is asked whether it can run: to know may start a
+        # driver, which a process on the CPU does without.
+        if not backend.refuses(problem, demands) and backend.unavailable() is None:
             return backend
-        refusals.append(f"{backend.name}: {'; '.join(reasons)}")
+    refusals = [
+        f"{backend.name}: {'; '.join(reasons_against(backend, problem, demands))}"
+        for backend in _RANKED
+    ]
     raise BackendError(f"no backend can run this problem: {' | '.join(refusals)}")

@@ -15,8 +15,10 @@ from diffgen.backends import registry
 from diffgen.backends.listing import BackendStatus, describe
 from diffgen.backends.native import load_native, why_not_native
 from diffgen.cli import report, text
+from diffgen.cli.gpu_text import gpu_lines
 from diffgen.cli.options import add_command, add_seed
 from diffgen.cli.progress import Line
+from diffgen.gpu_state import GpuState, gpu_state
 from diffgen.machine import Ceilings
 from diffgen.selfcheck import Accuracy, Speed
 
@@ -54,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
     if args.backend is not None:
         registry.get(args.backend)
     shown = [b for b in describe() if args.backend in (None, b.name)]
+    gpu = gpu_state()
     with Line() as line:
         record = _examine(shown, args, line)
-    print(json.dumps(report.plain(record), indent=2) if args.json else _as_text(record))
+    record["gpu"] = asdict(gpu)
+    print(json.dumps(report.plain(record), indent=2) if args.json else _as_text(record, gpu))
     return 0 if all(b["in_promise"] for b in record["backends"]) else OUT_OF_PROMISE
 
 
@@ -116,7 +120,7 @@ def _native() -> dict[str, Any]:
     }
 
 
-def _as_text(record: dict[str, Any]) -> str:
+def _as_text(record: dict[str, Any], gpu: GpuState) -> str:
     """The record for people."""
     versions, ceilings, native = record["versions"], record["ceilings"], record["native"]
     threads = text.count(ceilings["threads"], "thread")
@@ -127,6 +131,7 @@ def _as_text(record: dict[str, Any]) -> str:
         f"ceiling  {ceilings['read_gb_s']:.1f} GB/s read, {ceilings['fma_gf_s']:.0f} GF/s float32 "
         f"with {threads} ({ceilings['source']})",
         f"native   {_native_text(native)}",
+        *gpu_lines(gpu),
         "",
         "worst error over a set of hard problems, in units of the promise (kept up to 1)",
         "",
@@ -160,6 +165,8 @@ def _accuracy_rows(backends: Sequence[dict[str, Any]]) -> list[list[str]]:
             worst, where, usable = "", backend["reason"], "no"
         elif accuracy is None:
             worst, where = "", "the definition that the others are held to"
+        elif accuracy["num_problems"] == 0:
+            worst, where = "", "not checked: it refuses every problem of the check"
         else:
             worst, where = f"{accuracy['worst']:.2g}", accuracy["where"]
             if not backend["in_promise"]:

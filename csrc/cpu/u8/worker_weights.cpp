@@ -128,15 +128,16 @@ Sums Worker::sums_of(const Unit& unit) const {
         lanes[2][lane] += weight * (unit.logits[s] - unit.best);
         lanes[3][lane] += weight * unit.norms[s];
     }
-    double totals[4] = {};
-    for (int part = 0; part < 4; ++part) {
-        for (int lane = 0; lane < kRowLanes; ++lane) totals[part] += lanes[part][lane];
+    for (auto& lane : lanes) {
+        for (int width = kRowLanes / 2; width > 0; width /= 2) {
+            for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+        }
     }
     Sums sums;
-    sums.weights = totals[0];
-    sums.squares = totals[1];
-    sums.logits = totals[2];
-    sums.norms = totals[3];
+    sums.weights = lanes[0][0];
+    sums.squares = lanes[1][0];
+    sums.logits = lanes[2][0];
+    sums.norms = lanes[3][0];
     return sums;
 }
 

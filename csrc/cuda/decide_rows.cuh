@@ -1,0 +1,292 @@
+// Which rows of a segment can matter to a query, and their logits: exact products for the rows that
+// a screen leaves, or float64 differences.
+#pragma once
+
+#include "products.cuh"
+
+namespace diffgen::cuda {
+
+namespace {
+
+constexpr int kDecideThreads = 256;
+constexpr int kDecideWarps = kDecideThreads / 32;
+constexpr int kWords = kSegmentRows / 32;
+
+// Shared memory of a block that decides. A chunk is the rows of a warp's step that are in one tile;
+// where two numbers are asked of each chunk or tile, the second ones follow the first.
+struct DecideRoom {
+    Shared<double> logits;        // (kSegmentRows,) -inf for rows that do not matter
+    Shared<double> values;        // (kSegmentRows,) of the thread that has the row
+    Shared<double> chunks;        // (2, chunks)
+    Shared<double> tiles;         // (2, tiles)
+    Shared<double> squares;       // (tiles,) at sigma = 0: to the nearest row up to this tile
+    Shared<int64_t> chunk_whole;  // (chunks,)
+    Shared<int32_t> chunk_count;  // (chunks,)
+    Shared<uint32_t> masks;       // (kWords,) rows
+    Shared<int32_t> tile_kept;    // (tiles,)
+    Shared<int32_t> tile_unit;    // (tiles,) the unit that its rows are of, -1 for none
+    Shared<double> unit_best;     // (tiles,) as are those that follow
+    Shared<double> unit_square;
+    Shared<int64_t> unit_mass;
+    Shared<int64_t> unit_whole;
+    Shared<int32_t> unit_digits;
+    Shared<int32_t> unit_first;  // tile
+    Shared<int32_t> unit_last;
+    Shared<int32_t> unit_total;  // (1,)
+};
+
+// Rows of a chunk.
+DIFFGEN_HD inline int chunk_rows(int tile) {
+    return tile < 32 ? tile : 32;
+}
+
+DIFFGEN_HD inline int chunks_of(int tile) {
+    return kSegmentRows / chunk_rows(tile);
+}
+
+// Bytes that decide_room takes: pieces are multiples of 16.
+inline int64_t decide_bytes(int tile) {
+    const int64_t chunks = chunks_of(tile);
+    const int64_t tiles = kSegmentRows / tile;
+    return 16 * kSegmentRows + 28 * chunks + 76 * tiles + 4 * kWords + 18 * 16;
+}
+
+DIFFGEN_DEVICE DecideRoom decide_room(const Call& call) {
+    const int chunks = chunks_of(call.tile);
+    const int tiles = call.tiles;
+    SharedMemory memory;
+    // The members in their order.
+    return {memory.take<double>(kSegmentRows), memory.take<double>(kSegmentRows),
+            memory.take<double>(2 * chunks),   memory.take<double>(2 * tiles),
+            memory.take<double>(tiles),        memory.take<int64_t>(chunks),
+            memory.take<int32_t>(chunks),      memory.take<uint32_t>(kWords),
+            memory.take<int32_t>(tiles),       memory.take<int32_t>(tiles),
+            memory.take<double>(tiles),        memory.take<double>(tiles),
+            memory.take<int64_t>(tiles),       memory.take<int64_t>(tiles),
+            memory.take<int32_t>(tiles),       memory.take<int32_t>(tiles),
+            memory.take<int32_t>(tiles),       memory.take<int32_t>(1)};
+}
+
+DIFFGEN_DEVICE int tiles_of(const Call& call, const Pair& pair) {
+    return static_cast<int>((pair.count + call.tile - 1) / call.tile);
+}
+
+// The largest value of a chunk's rows, by the lanes that have them.
+DIFFGEN_DEVICE void put_chunk(const Call& call, const DecideRoom& room, int kind, int r,
+                              double value) {
+    const int size = chunk_rows(call.tile);
+    value = largest_of(value, size);
+    if (lane_index() % size == 0) room.chunks[kind * chunks_of(call.tile) + r / size] = value;
+}
+
+DIFFGEN_DEVICE void gather_tile(const Call& call, const DecideRoom& room, int kind, int tile) {
+    const int each = call.tile / chunk_rows(call.tile);
+    double value = -INFINITY;
+    for (int c = tile * each; c < (tile + 1) * each; ++c) {
+        value = larger(value, room.chunks[kind * chunks_of(call.tile) + c]);
+    }
+    room.tiles[kind * call.tiles + tile] = value;
+}
+
+// Calls each(r) with the rows of the masks, by the warps in turn.
+template <typename Each>
+DIFFGEN_DEVICE void for_masked_rows(const DecideRoom& room, Each each) {
+    int turn = 0;
+    DIFFGEN_ROLLED
+    for (int word = 0; word < kWords; ++word) {
+        DIFFGEN_ROLLED
+        for (uint32_t mask = room.masks[word]; mask != 0; mask &= mask - 1) {
+            if (turn++ % kDecideWarps == warp_index()) {
+                each(word * 32 + count_bits((mask & (0u - mask)) - 1));
+            }
+        }
+    }
+}
+
+DIFFGEN_DEVICE bool is_eligible(const Call& call, const QueryState& state, const Pair& pair,
+                                int r) {
+    return r < pair.count && row_id(call, pair.begin + r) != state.query.exclude;
+}
+
+// Logits of all rows, by products of all digits.
+DIFFGEN_DEVICE void decide_all(const Call& call, const QueryState& state, const Pair& pair,
+                               const DecideRoom& room) {
+    const Query& query = state.query;
+    DIFFGEN_ROLLED
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
+        double logit = -INFINITY;
+        if (is_eligible(call, state, pair, r)) {
+            const int64_t id = row_id(call, pair.begin + r);
+            logit = logit_of(product_of(call, pair, state.planes, r), call.problem.norms[id],
+                             log_weight_of(call, id), 0, query.norm_factor, query.product_factor);
+        }
+        room.logits[r] = logit;
+    }
+}
+
+// The product of the digits that did not screen with a row, by a warp.
+template <bool Aligned>
+DIFFGEN_DEVICE int64_t missing_product(const Call& call, const QueryState& state, const Pair& pair,
+                                       const uint8_t* row) {
+    int32_t sums[kQueryDigits - 1] = {};
+    const int missing = state.query.digits - state.planes;
+    for (int64_t k = lane_index() * 16; k < call.problem.features; k += 32 * 16) {
+        const Words words = centred(row_words<Aligned>(call, row, k));
+        DIFFGEN_UNROLL_ALL
+        for (int j = 0; j < kQueryDigits - 1; ++j) {
+            if (j >= missing) break;
+            const int64_t column = (state.planes + j) * call.problem.batch + pair.b;
+            sums[j] = dot16(words, load_global(digits_of(call, column) + k), sums[j]);
+        }
+    }
+    int64_t product = 0;
+    DIFFGEN_UNROLL_ALL
+    for (int j = 0; j < kQueryDigits - 1; ++j) {
+        if (j < missing) product = product * 256 + sums[j];
+    }
+    return sum_of(product, 32);
+}
+
+// What a screened row is worth exactly, by a warp.
+template <bool Aligned>
+DIFFGEN_DEVICE double exact_logit(const Call& call, const QueryState& state, const Pair& pair,
+                                  int r) {
+    const Query& query = state.query;
+    const int64_t id = row_id(call, pair.begin + r);
+    const uint8_t* const row = row_of(call, id);
+    const double log_weight = log_weight_of(call, id);
+    if (query.by_differences) {
+        const double excess =
+            excess_over(row, row_of(call, state.anchor), call.x + pair.b * call.problem.features,
+                        state.point.row_scale, call.problem.features);
+        return log_weight - query.kappa * excess;
+    }
+    int64_t product = product_of(call, pair, state.planes, r);
+    for (int j = state.planes; j < query.digits; ++j) product *= 256;
+    product += missing_product<Aligned>(call, state, pair, row);
+    return logit_of(product, call.problem.norms[id], log_weight, 0, query.norm_factor,
+                    query.product_factor);
+}
+
+// Logits of the rows whose upper bound is not under what their tile drops.
+template <bool Aligned>
+DIFFGEN_DEVICE void screen(const Call& call, const QueryState& state, const Pair& pair,
+                           const DecideRoom& room) {
+    const Query& query = state.query;
+    DIFFGEN_ROLLED
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
+        double seeming = -INFINITY;
+        double lower = -INFINITY;
+        double upper = -INFINITY;
+        if (is_eligible(call, state, pair, r)) {
+            const int64_t id = row_id(call, pair.begin + r);
+            const Bound bound = bound_of(state.terms, product_of(call, pair, state.planes, r),
+                                         call.problem.norms[id]);
+            const double base = log_weight_of(call, id) + query.constant;
+            seeming = base - query.kappa * bound.distance;
+            upper = base - query.kappa * bound.near;
+            lower = floor_of(query, state.terms, call.problem.features, seeming,
+                             log_weight_of(call, id))
+                        .lowest;
+        }
+        put_chunk(call, room, 0, r, lower);
+        put_chunk(call, room, 1, r, seeming);
+        room.values[r] = upper;
+        room.logits[r] = -INFINITY;
+    }
+    sync_threads();
+    if (thread_index() < tiles_of(call, pair)) {
+        gather_tile(call, room, 0, thread_index());
+        gather_tile(call, room, 1, thread_index());
+    }
+    sync_threads();
+    DIFFGEN_ROLLED
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
+        bool left = false;
+        if (is_eligible(call, state, pair, r)) {
+            const int tile = r / call.tile;
+            // Written so that a NaN bound lets the row through.
+            left =
+                room.tiles[call.tiles + tile] != -INFINITY && !(room.values[r] < room.tiles[tile]);
+        }
+        const uint32_t mask = ballot(left);
+        if (lane_index() == 0) room.masks[r / 32] = mask;
+    }
+    sync_threads();
+    for_masked_rows(room, [&](int r) {
+        const double logit = exact_logit<Aligned>(call, state, pair, r);
+        if (lane_index() == 0) room.logits[r] = logit;
+    });
+}
+
+// At sigma = 0: the logarithms of the weights of a tile's nearest rows, and the tiles' squares.
+DIFFGEN_DEVICE void decide_nearest(const Call& call, const QueryState& state, const Pair& pair,
+                                   const DecideRoom& room) {
+    DIFFGEN_ROLLED
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
+        double least = -INFINITY;
+        double near = INFINITY;
+        if (is_eligible(call, state, pair, r)) {
+            const int64_t id = row_id(call, pair.begin + r);
+            if (log_weight_of(call, id) != -INFINITY) {
+                const Bound bound = bound_of(state.terms, product_of(call, pair, state.planes, r),
+                                             call.problem.norms[id]);
+                near = bound.near;
+                least = -far_square(state.terms, bound.distance);
+            }
+        }
+        put_chunk(call, room, 0, r, least);
+        room.values[r] = near;
+        room.logits[r] = -INFINITY;  // less the distance, until it is known
+    }
+    sync_threads();
+    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room, 0, thread_index());
+    sync_threads();
+    DIFFGEN_ROLLED
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
+        const double near = room.values[r];
+        const bool left = near != INFINITY && !(near > -room.tiles[r / call.tile] * kNearSlack);
+        const uint32_t mask = ballot(left);
+        if (lane_index() == 0) room.masks[r / 32] = mask;
+    }
+    sync_threads();
+    for_masked_rows(room, [&](int r) {
+        const int64_t id = row_id(call, pair.begin + r);
+        double distance = distance_to(row_of(call, id), call.x + pair.b * call.problem.features,
+                                      state.point.row_scale, call.problem.features);
+        const double alpha = state.point.alpha;
+        const double lengths = state.point.square + alpha * alpha * call.problem.norms[id];
+        if (distance <= kCoincident * lengths) distance = 0.0;
+        if (lane_index() == 0) room.logits[r] = -distance;
+    });
+    sync_threads();
+    DIFFGEN_ROLLED
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
+        put_chunk(call, room, 1, r, room.logits[r]);
+    }
+    sync_threads();
+    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room, 1, thread_index());
+    sync_threads();
+    // Tiles before this one set the limit too.
+    if (thread_index() < tiles_of(call, pair)) {
+        double least = INFINITY;
+        for (int t = 0; t <= thread_index(); ++t) {
+            least = smaller(least, -room.tiles[call.tiles + t]);
+        }
+        room.squares[thread_index()] = least;
+    }
+    sync_threads();
+    DIFFGEN_ROLLED
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
+        const double distance = -room.logits[r];
+        double logit = -INFINITY;
+        if (distance < INFINITY && distance <= room.squares[r / call.tile] * (1.0 + kTie)) {
+            logit = log_weight_of(call, row_id(call, pair.begin + r));
+        }
+        room.logits[r] = logit;
+    }
+}
+
+}  // namespace
+
+}  // namespace diffgen::cuda

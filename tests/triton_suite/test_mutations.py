@@ -1,0 +1,142 @@
+"""Every mask of every kernel is needed: without it ttsem finds a fault, or a result changes.
+
+The few that may go without any effect are listed with the reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import mutants
+import placing
+import problems
+import pytest
+import torch
+from mutants import Mask
+from torch import Tensor
+
+from diffgen.backends.problem import CovarianceInputs, Problem
+
+DEVICE = torch.device("cuda")
+Results = Iterator[tuple[Tensor, ...]]
+
+_NEXT_NUMBERS = "reads the next row of numbers, for queries whose results are not stored"
+SURVIVORS: dict[str, str] = {
+    f"covariance_kernels.covariance_rows.{number}": _NEXT_NUMBERS for number in (1, 6, 7, 8, 9)
+}
+"""Accesses that need no mask on these problems, and why."""
+
+
+def ragged(storage: torch.dtype, query_dtype: torch.dtype, subset: bool) -> Problem:
+    """Nothing is a multiple of a block, and everything optional is there."""
+    count, features, batch = (1100, 37, 5) if subset else (41, 37, 5)
+    data = problems.encode(problems.natural(count, 4, 0)[:, :features], storage, (-1.0, 1.0))
+    sigma = (0.0, 0.002, 0.3, 80.0, 1.0)
+    return placing.placed(
+        problems.from_stored(
+            data,
+            problems.noised((0.0, 0.01, 0.3, 3.0, 1.0), batch, 0),
+            sigma,
+            query_dtype,
+            alpha=(1.0, 0.7),
+            exclude=[0, -1, 14, 21, -1],
+            weights=[float(i % 5) for i in range(count)],
+            rows=[*range(0, count, 29), count - 1] if subset else None,
+        ),
+        DEVICE,
+    )
+
+
+def moments(storage: torch.dtype, driver: ModuleType) -> Results:
+    for subset in (True, False):
+        problem = ragged(storage, torch.float32, subset)
+        yield driver.moments(problem, True, 0, torch.float64)
+        yield driver.moments(problem, False, 0, torch.float32)
+
+
+def nearest(_: ModuleType) -> Results:
+    from diffgen.backends.triton.nearest import nearest as run
+
+    for subset in (True, False):
+        yield run(ragged(torch.uint8, torch.float32, subset), 3)
+
+
+def covariance(driver: ModuleType) -> Results:
+    from diffgen.backends.triton.configs import Config
+    from diffgen.backends.triton.difference_configs import CONFIGS
+
+    # Unlike those of the sums: what the one leaves out the other must not take.
+    CONFIGS["covariance_rows"] = {"": Config({"QUERIES": 4, "ROWS": 8, "FEATURES": 32})}
+    for subset in (True, False):
+        problem = ragged(torch.uint8, torch.float32, subset)
+        batch, features = problem.query.shape
+        numbers = torch.rand(batch, 2 * features + 2, generator=problems.generator(3)).double()
+        mean, v = numbers[:, :features], numbers[:, features:-2]
+        inputs = CovarianceInputs(mean.contiguous(), numbers[:, -2], v.contiguous(), numbers[:, -1])
+        yield driver.covariance_product(problem, inputs)
+
+
+BYTES = functools.partial(moments, torch.uint8)
+CASES: dict[str, Callable[[ModuleType], Results]] = {
+    "nearest_kernels": nearest,
+    "covariance_kernels": covariance,
+    "anchor_kernels": BYTES,
+    "merge_kernels": BYTES,
+    "product_kernels": BYTES,
+    "query_kernels": BYTES,
+    "row_kernels": BYTES,
+    "sum_kernels": BYTES,
+    "unit_kernels": BYTES,
+    "float_product_kernels": functools.partial(moments, torch.float32),
+    "float_row_kernels": functools.partial(moments, torch.float32),
+}
+MASKS = [mask for module in CASES for mask in mutants.masks_of(module)]
+QUICK = ("nearest_kernels",)
+
+
+@functools.cache
+def expected(case: Callable[[ModuleType], Results]) -> list[tuple[Tensor, ...]]:
+    with tempfile.TemporaryDirectory() as folder, mutants.driver_with(None, Path(folder)) as driver:
+        return [*case(driver)]
+
+
+def same(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> bool:
+    return all(
+        torch.allclose(one, other, 0, 0, equal_nan=True)
+        for one, other in zip(got, want, strict=True)
+    )
+
+
+def is_seen(case: Callable[[ModuleType], Results], driver: ModuleType) -> bool:
+    want = expected(case)
+    try:
+        return not all(same(*pair) for pair in zip(case(driver), want, strict=True))
+    except Exception as fault:
+        if type(fault).__name__ != "KernelFault":
+            raise
+        return True
+
+
+def test_every_module_of_kernels_has_a_case() -> None:
+    names = {path.stem for path in mutants.FOLDER.glob("*.py") if "mask=" in path.read_text()}
+    assert names == {*CASES}
+    assert {*SURVIVORS} <= {mask.name for mask in MASKS}
+
+
+@pytest.mark.only("ttsem")
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(mask, marks=[] if mask.module in QUICK else [pytest.mark.slow], id=mask.name)
+        for mask in MASKS
+    ],
+)
+def test_a_dropped_mask_is_seen(mask: Mask, tmp_path: Path) -> None:
+    case = CASES[mask.module]
+    expected(case)
+    with mutants.driver_with(mask, tmp_path) as driver:
+        assert is_seen(case, driver) != (mask.name in SURVIVORS), mask.text
