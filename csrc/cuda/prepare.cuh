@@ -161,7 +161,9 @@ DIFFGEN_KERNEL(kPrepareThreads, 4) prepare_queries(Call call) {
         split.squares[j] = totals[kQueryDigits + j];
     }
     split.square = totals[2 * kQueryDigits];
-    QueryState state;
+    // In place: what is indexed at run time would lie on the stack.
+    QueryState& state = call.queries[b];
+    state = QueryState();
     state.point.alpha = alpha;
     state.point.row_scale = alpha * problem.scale;
     state.point.finite = split.square < INFINITY;
@@ -172,7 +174,6 @@ DIFFGEN_KERNEL(kPrepareThreads, 4) prepare_queries(Call call) {
     if (state.planes > state.query.digits) state.planes = state.query.digits;
     state.terms = bound_terms(state.point, state.planes, rows);
     state.terms.correction = 0;
-    call.queries[b] = state;
     call.totals[b] = State();
 }
 

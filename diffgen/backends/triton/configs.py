@@ -59,7 +59,7 @@ _COMMON = {
     "refine": Config({"BLOCK_FEATURES": 128}, warps=4, stages=3),
     "weigh": Config(warps=8),
     "functionals": Config(warps=1),
-    "whole_tiles": _sums(SUM_QUERIES, 32, 64, 8, 3),
+    "whole_tiles": _sums(SUM_QUERIES, 32, 32, 4, 2),
     "kept_rows": Config({"BLOCK_QUERIES": SUM_QUERIES, "BLOCK_FEATURES": 512}, warps=4),
 }
 
