@@ -155,8 +155,8 @@ class TrainingSet:
 
     @property
     def device(self) -> torch.device:
-        """Device on which the rows are stored."""
-        return self._contents.data.device
+        """Device of queries, and of the rows unless they stay in host memory."""
+        return self._contents.norms.device
 
     @property
     def value_range(self) -> tuple[float, float] | None:
@@ -260,21 +260,26 @@ class TrainingSet:
         """
         points = to_rows(index, len(self)).to(self.device)
         rows = points.reshape(-1).remainder(self.num_stored)
-        samples = decode(self._contents.data[rows], *self._contents.affine)
+        data = self._contents.data
+        samples = decode(data[rows.to(data.device)], *self._contents.affine).to(self.device)
         if self.flip:
             mirrored = (points.reshape(-1) >= self.num_stored).nonzero()[:, 0]
             samples[mirrored] = samples[mirrored].flip(-1)
         return samples.reshape((*points.shape, *self.sample_shape))
 
-    def to(self, device: torch.device | str | int) -> TrainingSet:
+    def to(self, device: torch.device | str | int, *, rows_on_host: bool = False) -> TrainingSet:
         """The set on a device; the set itself when it is there already.
 
         Args:
             device: Where to. There is no argument for a type: the storage is never converted.
+            rows_on_host: Whether the rows stay in pinned host memory and are copied in blocks at
+                each call: for sets larger than a GPU. Results are the same.
         """
-        if torch.empty(0, device=device).device == self.device:
+        target = torch.empty(0, device=device).device
+        stay = rows_on_host and target.type != "cpu"
+        if target == self.device and self._contents.rows_on_host == stay:
             return self
-        return _make(type(self), self._contents.to(device), self._sha256)
+        return _make(type(self), self._contents.to(target, stay), self._sha256)
 
     @property
     def sha256(self) -> str:
@@ -332,7 +337,8 @@ class TrainingSet:
         Raises:
             DataError: NaN or an infinity in a row; the set is as before.
         """
-        self._set(replace(self._contents, origin=None).with_norms())
+        renewed = replace(self._contents, origin=None).with_norms()
+        self._set(renewed.to(self.device, self._contents.rows_on_host))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainingSet:
         """The set itself: it does not change."""

@@ -826,3 +826,16 @@ def test_set_moves_to_a_gpu(dtype):
     assert torch.allclose(built.view().norms.cpu(), ts.view().norms, rtol=1e-14)
     assert built.sha256 == ts.sha256
     assert torch.equal(there[[1, 2]].cpu(), ts[[1, 2]])
+
+
+def test_rows_stay_on_the_host_when_asked() -> None:
+    data = torch.randint(0, 256, (6, 3), dtype=torch.uint8)
+    moved = TrainingSet(data, labels=[0, 1, 0, 1, 0, 1]).to("meta", rows_on_host=True)
+    view = moved.view()
+    assert moved.device.type == "meta"
+    assert view.data.device.type == "cpu"
+    assert view.norms.device.type == view.order.device.type == "meta"
+    assert moved.to("meta", rows_on_host=True) is moved
+    assert moved.to("meta").view().data.device.type == "meta"
+    here = TrainingSet(data)
+    assert here.to("cpu", rows_on_host=True) is here

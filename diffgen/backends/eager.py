@@ -142,6 +142,11 @@ def _refuses(problem: Problem, _: Demands) -> list[str]:
         reasons.append(f"needs uint8 or floating-point data, got {problem.data.dtype}")
     if problem.query.dtype not in (torch.float32, torch.float64):
         reasons.append(f"needs a float32 or float64 query, got {problem.query.dtype}")
+    if problem.data.device != problem.query.device:
+        reasons.append(
+            f"needs data and query on one device, got {problem.data.device} and "
+            f"{problem.query.device}"
+        )
     if problem.data.device.type == "mps":
         reasons.append("needs a device with float64, got mps")
     return reasons

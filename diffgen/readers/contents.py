@@ -64,21 +64,26 @@ class Contents:
         """Size of one stored unit, and the value of a stored zero."""
         return affine(self.value_range)
 
+    @property
+    def rows_on_host(self) -> bool:
+        """Whether the rows stayed in host memory when the set was moved."""
+        return self.data.device != self.norms.device
+
     def with_norms(self) -> Contents:
         """The same with the norms of the data as it is now; ``DataError`` for NaN in a row."""
         where = "data" if self.origin is None else self.origin.path
         norms = squared_norms(self.data.reshape(len(self.data), -1), self.affine[0], where)
         return replace(self, norms=norms)
 
-    def to(self, device: torch.device | str | int) -> Contents:
-        """The same on another device."""
+    def to(self, device: torch.device | str | int, rows_on_host: bool = False) -> Contents:
+        """The same on another device, but for the rows if these are to stay in host memory."""
 
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
         return replace(
             self,
-            data=self.data.to(device),
+            data=_on_host(self.data, device) if rows_on_host else self.data.to(device),
             norms=self.norms.to(device),
             labels=move(self.labels),
             log_weights=move(self.log_weights),
@@ -122,6 +127,13 @@ class Contents:
             labels = self.labels.cpu()
         weights = None if self.log_weights is None else self.log_weights.cpu()
         return log_totals(labels, weights, max(self.num_classes, 1), 2 if self.flip else 1)
+
+
+def _on_host(data: Tensor, device: torch.device | str | int) -> Tensor:
+    """Rows in host memory, pinned for a GPU, which then copies them without the processor."""
+    data = data.cpu()
+    on_gpu = torch.empty(0, device=device).is_cuda
+    return data.pin_memory() if on_gpu and not data.is_pinned() else data
 
 
 def build(

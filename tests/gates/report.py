@@ -19,7 +19,7 @@ from .tools import ROOT, Missing
 PAGE = ROOT / "docs" / "gpu.md"
 
 # What a cell of the roofline names its resource by.
-RESOURCES = {"memory": "m", "int8": "i", "bf16": "b", "fp32": "f", "fp64": "d"}
+RESOURCES = {"memory": "m", "int8": "i", "bf16": "b", "tf32": "t", "dmma": "d", "fp64": "f"}
 
 
 def occupancy(row: Measured) -> float:

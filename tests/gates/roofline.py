@@ -24,9 +24,13 @@ class Peak:
     operations: dict[str, float]
 
 
+def _rates(**tera: float) -> dict[str, float]:
+    return {unit: rate * 1e12 for unit, rate in tera.items()}
+
+
 PEAKS = (
-    Peak("A100", 2.039e12, {"int8": 624e12, "bf16": 312e12, "fp32": 19.5e12, "fp64": 9.7e12}),
-    Peak("H100", 3.35e12, {"int8": 1979e12, "bf16": 990e12, "fp32": 67e12, "fp64": 34e12}),
+    Peak("A100", 2.039e12, _rates(int8=624, bf16=312, tf32=156, dmma=19.5, fp64=9.7)),
+    Peak("H100", 3.35e12, _rates(int8=1979, bf16=990, tf32=494, dmma=67, fp64=34)),
 )
 
 
@@ -36,26 +40,27 @@ class Work:
 
     Attributes:
         itemsize: Bytes of a value.
-        unit: What does its products.
+        screens: What does the products of a screen.
+        decides: And those where all rows count.
         screen: Products of the query with all rows where few rows count.
         dense: Products where all rows count: of the query with the rows.
         sums: And of the weights with the rows.
     """
 
     itemsize: int
-    unit: str
+    screens: str
+    decides: str
     screen: int
     dense: int
     sums: int
 
 
-# 8 bits: one plane of the query screens, three and three of the weights are the whole. bf16: one
-# term of the query screens, three carry its 24 bits, and two those of the weights that a promise
-# of 1e-5 needs. float32: one product either way.
+# 8 bits: one plane of the query screens, three and three of the weights are the least that decide.
+# Others: one term of the query screens, in bf16 or TF32; float64 on tensor cores decides and sums.
 WORK = {
-    "uint8": Work(1, "int8", screen=1, dense=3, sums=3),
-    "bf16": Work(2, "bf16", screen=1, dense=3, sums=2),
-    "float32": Work(4, "fp32", screen=1, dense=1, sums=1),
+    "uint8": Work(1, "int8", "int8", screen=1, dense=3, sums=3),
+    "bf16": Work(2, "bf16", "dmma", screen=1, dense=1, sums=1),
+    "float32": Work(4, "tf32", "dmma", screen=1, dense=1, sums=1),
 }
 
 SETS = {
@@ -101,6 +106,7 @@ def bound(set_name: str, storage: str, batch: int, regime: str, peak: Peak) -> B
     product = 2 * batch * count * features
     survivors = SURVIVORS * batch if regime == "sparse" else 0
     passes = 1 if regime == "sparse" else 2
+    unit = work.screens if regime == "sparse" else work.decides
     products = work.screen if regime == "sparse" else work.dense + work.sums
     read = (passes * count + survivors) * features * work.itemsize
     # Norms are float64; queries and results float32.
@@ -109,7 +115,7 @@ def bound(set_name: str, storage: str, batch: int, regime: str, peak: Peak) -> B
     exact += SURVIVOR_OPERATIONS * survivors * features
     times = {
         "memory": read / peak.bytes,
-        work.unit: products * product / peak.operations[work.unit],
+        unit: products * product / peak.operations[unit],
         "fp64": exact / peak.operations["fp64"],
     }
     resource = max(times, key=lambda name: times[name])

@@ -1,0 +1,55 @@
+"""The public denoiser over Triton: what a user calls, on a device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffgen import EmpiricalDenoiser, TrainingSet
+from diffgen.backends import registry
+
+# The interpreter has no device of its own: `auto` would take the CPU's kernels.
+pytestmark = pytest.mark.only("ttsem", "gpu")
+
+
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (50, 1, 3, 3), generator=generator, dtype=torch.uint8)
+
+
+def noisy() -> torch.Tensor:
+    return torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+
+
+# To ttsem all memory is one: only a GPU tells host memory apart.
+ON_HOST = pytest.param(True, marks=pytest.mark.only("gpu"))
+
+
+@pytest.mark.parametrize("rows_on_host", [False, ON_HOST])
+def test_posterior_on_a_device_is_that_on_the_cpu(rows_on_host: bool, device: torch.device) -> None:
+    here = TrainingSet(images(), labels=torch.arange(50) % 2)
+    there = here.to(device, rows_on_host=rows_on_host)
+    sigma, labels = torch.tensor([0.3, 1.0, 5.0]), torch.tensor([0, 1, 0])
+    want = EmpiricalDenoiser(here, backend="cpu").posterior(noisy(), sigma, labels, top_k=3)
+    got = EmpiricalDenoiser(there, backend="triton").posterior(
+        noisy().to(device), sigma.to(device), labels.to(device), top_k=3
+    )
+    assert torch.equal(got.mean.cpu(), want.mean)
+    assert torch.equal(got.logsumexp.cpu(), want.logsumexp)
+    assert torch.equal(got.entropy.cpu(), want.entropy)
+    assert torch.equal(got.top_indices.cpu(), want.top_indices)
+
+
+def test_gradients_flow_on_a_device(device: torch.device) -> None:
+    denoiser = EmpiricalDenoiser(TrainingSet(images()).to(device), backend="triton")
+    x = noisy().to(device).requires_grad_()
+    denoiser(x, 1.0).sum().backward()
+    again = noisy().requires_grad_()
+    EmpiricalDenoiser(TrainingSet(images()), backend="cpu")(again, 1.0).sum().backward()
+    assert x.grad is not None and again.grad is not None
+    assert torch.allclose(x.grad.cpu(), again.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_auto_takes_a_gpu_backend_where_there_is_one(device: torch.device) -> None:
+    names = [b.name for b in registry._RANKED if b.unavailable() is None]
+    assert names[0] in ("cuda", "triton")
