@@ -22,17 +22,18 @@ ELSEWHERE = ("cuda", "triton", "triton:interpreted")
 PEERS: tuple[Contender, ...] = (*TORCH_PEERS, *LIBRARY_PEERS)
 
 
-def table(backend: str = "auto") -> list[Contender]:
+def table(backend: str = "auto", *, elsewhere: bool = False) -> list[Contender]:
     """Every contender: diffgen, each of its other backends, and the peers.
 
     Args:
         backend: The backend of the contender ``diffgen``.
+        elsewhere: Whether those of GPUs are among them.
     """
+    left_out = ("cpu", "reference") if elsewhere else ("cpu", "reference", *ELSEWHERE)
     note = f"backend {chosen_backend(backend)}; exact: what it skips cannot count"
     ours = [Contender("diffgen", partial(_diffgen, backend=backend), note)]
     for name in registry.names():
-        # What `auto` takes; what only tests name.
-        if name not in ("cpu", "reference", *ELSEWHERE):
+        if name not in left_out:  # what `auto` takes, what only tests name
             slug = f"diffgen-{name.replace(':', '-')}"
             ours.append(Contender(slug, partial(_diffgen, backend=name)))
     return [*ours, *PEERS]

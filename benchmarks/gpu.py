@@ -165,7 +165,7 @@ def run(cases: Sequence[Case], device: torch.device, setting: Setting, clock: Cl
     Raises:
         RuntimeError: If diffgen fails in a way that no refusal explains.
     """
-    store, known = Store(), table()
+    store, known = Store(), table(elsewhere=True)
     groups: dict[str, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.group, []).append(case)

@@ -42,8 +42,11 @@ def test_cases_are_of_the_suite() -> None:
 
 
 def test_peers_stand_beside_the_float_set_only() -> None:
-    names = {dtype: [c.name for c in gpu.contenders_of(case(dtype), table())] for dtype in
-             ("uint8", "float32")}  # fmt: skip
+    known = table(elsewhere=True)
+    names = {
+        dtype: [c.name for c in gpu.contenders_of(case(dtype), known)]
+        for dtype in ("uint8", "float32")
+    }
     assert {"diffgen", "diffgen-cuda"} <= set(names["uint8"])
     assert not set(gpu.PEERS) & set(names["uint8"])
     assert set(names["float32"]) == set(names["uint8"]) | set(gpu.PEERS)

@@ -8,8 +8,8 @@ import torch
 from diffgen import EmpiricalDenoiser, TrainingSet
 from diffgen.backends import registry
 
-# The interpreter has no device of its own: `auto` would take the CPU's kernels.
-pytestmark = pytest.mark.only("ttsem", "gpu")
+# Where there is a device; the interpreter has a backend of its own name.
+ON_DEVICE = pytest.mark.only("ttsem", "gpu")
 
 
 def images() -> torch.Tensor:
@@ -21,12 +21,7 @@ def noisy() -> torch.Tensor:
     return torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1))
 
 
-# To ttsem all memory is one: only a GPU tells host memory apart.
-ON_HOST = pytest.param(True, marks=pytest.mark.only("gpu"))
-
-
-@pytest.mark.parametrize("rows_on_host", [False, ON_HOST])
-def test_posterior_on_a_device_is_that_on_the_cpu(rows_on_host: bool, device: torch.device) -> None:
+def check_posterior(device: torch.device, rows_on_host: bool) -> None:
     here = TrainingSet(images(), labels=torch.arange(50) % 2)
     there = here.to(device, rows_on_host=rows_on_host)
     sigma, labels = torch.tensor([0.3, 1.0, 5.0]), torch.tensor([0, 1, 0])
@@ -40,6 +35,27 @@ def test_posterior_on_a_device_is_that_on_the_cpu(rows_on_host: bool, device: to
     assert torch.equal(got.top_indices.cpu(), want.top_indices)
 
 
+@ON_DEVICE
+def test_posterior_on_a_device_is_that_on_the_cpu(device: torch.device) -> None:
+    check_posterior(device, rows_on_host=False)
+
+
+# To ttsem all memory is one.
+@pytest.mark.only("gpu")
+def test_posterior_of_rows_in_host_memory_is_that_on_the_cpu(device: torch.device) -> None:
+    check_posterior(device, rows_on_host=True)
+
+
+@pytest.mark.only("interpreter")
+def test_interpreted_backend_is_taken_by_name_alone() -> None:
+    training_set = TrainingSet(images())
+    want = EmpiricalDenoiser(training_set)(noisy(), 1.0)
+    got = EmpiricalDenoiser(training_set, backend="triton:interpreted")(noisy(), 1.0)
+    assert torch.equal(got, want)
+    assert registry.get("triton:interpreted") not in registry._RANKED
+
+
+@ON_DEVICE
 def test_gradients_flow_on_a_device(device: torch.device) -> None:
     denoiser = EmpiricalDenoiser(TrainingSet(images()).to(device), backend="triton")
     x = noisy().to(device).requires_grad_()
@@ -50,6 +66,7 @@ def test_gradients_flow_on_a_device(device: torch.device) -> None:
     assert torch.allclose(x.grad.cpu(), again.grad, rtol=1e-5, atol=1e-5)
 
 
+@ON_DEVICE
 def test_auto_takes_a_gpu_backend_where_there_is_one(device: torch.device) -> None:
     names = [b.name for b in registry._RANKED if b.unavailable() is None]
     assert names[0] in ("cuda", "triton")
