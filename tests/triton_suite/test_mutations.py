@@ -25,17 +25,41 @@ DEVICE = torch.device("cuda")
 Results = Iterator[tuple[Tensor, ...]]
 
 _NEXT_NUMBERS = "reads the next row of numbers, for queries whose results are not stored"
+_NEXT_PLANE = "past the last plane lie flags of queries there are, and no query has a sixth digit"
+_NO_ROW = "in bounds, and what is read for a place without a row is not counted"
+_UNWRITTEN = "in bounds; what is read past the count is not used, being no place here"
+_ONE_TILE = "a segment is one tile here, and its spare unit is written last or not read"
+_OTHER_UNITS = "in bounds, and rows of other units weigh nothing where there is one unit"
+_NOT_LAST = "reads into the next row, and no anchor here is the last one"
 SURVIVORS: dict[str, str] = {
-    f"covariance_kernels.covariance_rows.{number}": _NEXT_NUMBERS for number in (1, 6, 7, 8, 9)
+    **{f"covariance_kernels.covariance_rows.{n}": _NEXT_NUMBERS for n in (1, 6, 7, 8, 9)},
+    **{f"product_kernels.products.{n}": _NEXT_PLANE for n in range(4)},
+    **{f"row_kernels.combined.{n}": _NO_ROW for n in range(2)},
+    "row_kernels.refine.0": _UNWRITTEN,
+    "sum_kernels.sum_kept_rows.1": _UNWRITTEN,
+    "sum_kernels.sum_kept_rows.2": "in bounds, and what is read meets a row of zeros",
+    "anchor_kernels.nearest_in_segment.1": _UNWRITTEN,
+    "anchor_kernels.take_anchors.0": _NOT_LAST,
+    **{f"unit_kernels.weigh.{n}": _ONE_TILE for n in range(6)},
+    **{f"unit_kernels.functional_sums.{n}": _OTHER_UNITS for n in range(2)},
 }
 """Accesses that need no mask on these problems, and why."""
 
 
-def ragged(storage: torch.dtype, query_dtype: torch.dtype, subset: bool) -> Problem:
+LEVELS = (0.0, 0.002, 0.3, 80.0, 1.0)
+LOW_LEVELS = (0.01, 0.002, 0.02, 0.05, 0.03)
+"""Where each query keeps few rows, so that these are picked."""
+
+
+def ragged(
+    storage: torch.dtype,
+    query_dtype: torch.dtype,
+    subset: bool,
+    sigma: tuple[float, ...] = LEVELS,
+) -> Problem:
     """Nothing is a multiple of a block, and everything optional is there."""
     count, features, batch = (1100, 37, 5) if subset else (41, 37, 5)
     data = problems.encode(problems.natural(count, 4, 0)[:, :features], storage, (-1.0, 1.0))
-    sigma = (0.0, 0.002, 0.3, 80.0, 1.0)
     return placing.placed(
         problems.from_stored(
             data,
@@ -56,6 +80,8 @@ def moments(storage: torch.dtype, driver: ModuleType) -> Results:
         problem = ragged(storage, torch.float32, subset)
         yield driver.moments(problem, True, 0, torch.float64)
         yield driver.moments(problem, False, 0, torch.float32)
+    low = ragged(storage, torch.float32, False, LOW_LEVELS)
+    yield driver.moments(low, False, 0, torch.float32)
 
 
 def nearest(_: ModuleType) -> Results:
