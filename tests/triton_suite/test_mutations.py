@@ -30,6 +30,8 @@ _NO_ROW = "in bounds, and what is read for a place without a row is not counted"
 _UNWRITTEN = "in bounds; what is read past the count is not used, being no place here"
 _ONE_TILE = "a segment is one tile here, and its spare unit is written last or not read"
 _OTHER_UNITS = "in bounds, and rows of other units weigh nothing where there is one unit"
+_ROW_0 = "row 0 stands for a place without one, which is not counted"
+_NOT_TAKEN = "in bounds here; terms past the features and rows not near are not taken"
 _NOT_LAST = "reads into the next row, and no anchor here is the last one"
 SURVIVORS: dict[str, str] = {
     **{f"covariance_kernels.covariance_rows.{n}": _NEXT_NUMBERS for n in (1, 6, 7, 8, 9)},
@@ -42,6 +44,16 @@ SURVIVORS: dict[str, str] = {
     "anchor_kernels.take_anchors.0": _NOT_LAST,
     **{f"unit_kernels.weigh.{n}": _ONE_TILE for n in range(6)},
     **{f"unit_kernels.functional_sums.{n}": _OTHER_UNITS for n in range(2)},
+    "float_product_kernels.eligible.0": _NEXT_NUMBERS,
+    **{f"float_product_kernels.assembled.{n}": _NEXT_NUMBERS for n in range(3)},
+    **{f"float_product_kernels.multiply_rows.{n}": _NEXT_NUMBERS for n in (6, 7)},
+    "float_product_kernels.multiply_rows.2": _ROW_0,
+    **{
+        f"float_product_kernels.{access}": _ROW_0
+        for access in ("eligible.1", "screen_rows.2", "multiply_rows.5")
+    },
+    **{f"float_row_kernels.weigh_rows.{n}": _ROW_0 for n in range(2)},
+    **{f"float_row_kernels.decide_rows.{n}": _NOT_TAKEN for n in range(1, 5)},
 }
 """Accesses that need no mask on these problems, and why."""
 

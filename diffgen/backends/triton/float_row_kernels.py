@@ -86,7 +86,8 @@ def decide_rows(
     all_places = tl.arange(0, _SEGMENT_ROWS)
     seen = tl.load(at + all_places)
     far = (seen < floor) | (seen == -float("inf"))
-    tl.store(at + all_places, seen * 0.0 - float("inf"), mask=far)
+    nothing = tl.full((_SEGMENT_ROWS,), -float("inf"), tl.float64)
+    tl.store(at + all_places, nothing, mask=far)
     if tl.sum((~far).to(tl.int32), axis=0) == 0:
         return
     kappa = tl.load(numbers + KAPPA * stride + b)
