@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 
 from diffgen.backends.native import load_native, why_not_native
+from diffgen.backends.native_arguments import STORAGE, address, arguments
 from diffgen.backends.problem import CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Backend, Moments, register
 
-_STORAGE = {
-    torch.uint8: 0,
-    torch.float16: 1,
-    torch.bfloat16: 2,
-    torch.float32: 3,
-    torch.float64: 4,
-}
 _LEVELS = ("portable", "avx2", "avxvnni", "avx512", "avx512vnni")
 
 
@@ -41,44 +35,17 @@ def _refuses(problem: Problem, _: Demands) -> list[str]:
     reasons = []
     if not (problem.data.is_cpu and problem.query.is_cpu):
         reasons.append(f"needs CPU tensors, got {problem.data.device} and {problem.query.device}")
-    if problem.data.dtype not in _STORAGE:
+    if problem.data.dtype not in STORAGE:
         reasons.append(f"has no kernel for data of type {problem.data.dtype}")
     if problem.query.dtype not in (torch.float32, torch.float64):
         reasons.append(f"needs a float32 or float64 query, got {problem.query.dtype}")
     return reasons
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _native() -> ModuleType:
     native = load_native()
     assert native is not None  # `unavailable` has said so
     return native
-
-
-def _arguments(native: ModuleType, problem: Problem) -> object:
-    query, data, rows = problem.query, problem.data, problem.rows
-    batch, features = query.shape
-    return native.Arguments(
-        query.data_ptr(),
-        query.dtype == torch.float64,
-        batch,
-        features,
-        problem.sigma.data_ptr(),
-        _address(problem.alpha),
-        _address(problem.exclude),
-        data.data_ptr(),
-        _STORAGE[data.dtype],
-        data.shape[0],
-        problem.norms.data_ptr(),
-        _address(problem.log_weights),
-        _address(rows),
-        0 if rows is None else rows.shape[0],
-        problem.scale,
-        problem.offset,
-    )
 
 
 def moments(
@@ -109,7 +76,7 @@ def moments(
     indices = torch.empty((batch, top_k), dtype=torch.int64)
     distances = torch.empty((batch, top_k), dtype=torch.float64)
     native.moments(
-        _arguments(native, problem),
+        arguments(native, problem),
         mean.data_ptr(),
         mean_dtype == torch.float64,
         logsumexp.data_ptr(),
@@ -132,11 +99,11 @@ def _covariance_product(
     product = torch.empty(problem.query.shape, dtype=torch.float64)
     moment = torch.empty((problem.query.shape[0], 2), dtype=torch.float64)
     native.covariance_product(
-        _arguments(native, problem),
+        arguments(native, problem),
         inputs.mean.data_ptr(),
         inputs.logsumexp.data_ptr(),
         inputs.v.data_ptr(),
-        _address(inputs.radial),
+        address(inputs.radial),
         product.data_ptr(),
         moment.data_ptr(),
         isa,

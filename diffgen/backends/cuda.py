@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from diffgen.backends.native_arguments import arguments
 from diffgen.backends.native_cuda import load_native_cuda, why_no_device, why_not_native_cuda
 from diffgen.backends.problem import MEAN_ONLY, CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Backend, Moments, register
@@ -23,7 +24,6 @@ from diffgen.errors import BackendError
 OLDEST = (8, 0)
 """The least compute capability: products of 8-bit integers in tensor cores, asynchronous copies."""
 
-_STORAGE_U8 = 0
 _PLACE = "needs data and query on one CUDA device"
 _ON_CPU = f"{_PLACE}, got cpu and cpu"
 
@@ -101,37 +101,10 @@ def _dotted(capability: tuple[int, int]) -> str:
     return ".".join(map(str, capability))
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _arguments(native: ModuleType, problem: Problem) -> object:
-    query, rows = problem.query, problem.rows
-    batch, features = query.shape
-    return native.Arguments(
-        query.data_ptr(),
-        query.dtype == torch.float64,
-        batch,
-        features,
-        problem.sigma.data_ptr(),
-        _address(problem.alpha),
-        _address(problem.exclude),
-        problem.data.data_ptr(),
-        _STORAGE_U8,
-        problem.data.shape[0],
-        problem.norms.data_ptr(),
-        _address(problem.log_weights),
-        _address(rows),
-        0 if rows is None else rows.shape[0],
-        problem.scale,
-        problem.offset,
-    )
-
-
-def _scratch(native: ModuleType, arguments: object, like: Tensor) -> Tensor:
+def _scratch(native: ModuleType, call: object, like: Tensor) -> Tensor:
     """Memory of the device for one call, the least that does where the usual does not fit."""
-    least = native.smallest_scratch_bytes(arguments)
-    for size in (native.scratch_bytes(arguments), least):
+    least = native.smallest_scratch_bytes(call)
+    for size in (native.scratch_bytes(call), least):
         try:
             return torch.empty(size, dtype=torch.uint8, device=like.device)
         except torch.OutOfMemoryError:
@@ -176,12 +149,12 @@ def moments(problem: Problem, functionals: bool, top_k: int, mean_dtype: torch.d
     if problem.check_values:
         check_values(problem)
     mean_is_double = mean_dtype == torch.float64
-    arguments = _arguments(native, problem)
+    call = arguments(native, problem)
     with torch.cuda.device(query.device):
-        scratch = _scratch(native, arguments, query)
+        scratch = _scratch(native, call, query)
         try:
             native.moments(
-                arguments,
+                call,
                 mean.data_ptr(),
                 mean_is_double,
                 logsumexp.data_ptr(),

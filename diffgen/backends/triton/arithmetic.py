@@ -100,6 +100,6 @@ def sum_steps(x, ROWS: tl.constexpr):
 
 
 @triton.jit
-def top_product(a, b):
+def larger(a, b):
     """The larger of two: for scans, where NaN does not occur."""
     return tl.where(a > b, a, b)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffgen.backends.triton.arithmetic import _f64, sum_steps, top_product
+from diffgen.backends.triton.arithmetic import _f64, larger, sum_steps
 from diffgen.backends.triton.layout import (
     ALPHA,
     BY_DIFFERENCES,
@@ -146,7 +146,7 @@ def screen(
         cut = tl.load(numbers + CUT * batch + b)
         margin = tl.load(numbers + MARGIN * batch + b)
         floor = tl.where(sigma_is_zero != 0, sure * _f64(1.0 + 1e-11), sure - cut - slack)
-        run = tl.associative_scan(sure, 0, top_product)
+        run = tl.associative_scan(sure, 0, larger)
         out_of_reach = (sigma_is_zero == 0) & (possible < run - margin - slack)
         # Written so that a NaN bound lets the row through.
         matters = (upper < floor[:, None]) == 0

@@ -14,8 +14,8 @@ from diffgen.backends.triton.arithmetic import (
     _f64,
     fixed_exp,
     fixed_round,
+    larger,
     sum_32_lanes,
-    top_product,
 )
 from diffgen.backends.triton.layout import (
     CUT,
@@ -123,7 +123,7 @@ def weigh(
         square = -nearest
     logit = tl.reshape(logit, (TILES, TILE_ROWS))
     best = tl.max(logit, axis=1)
-    run = tl.associative_scan(best, 0, top_product)
+    run = tl.associative_scan(best, 0, larger)
     nothing = (best == float("-inf")) | ((zero == 0) & (best < run - margin))
     keep = (logit >= (best - cut)[:, None]) & (nothing[:, None] == 0)
     count = tl.sum(keep.to(tl.int32), axis=1)
