@@ -25,6 +25,7 @@ DEVICE = torch.device("cuda")
 Results = Iterator[tuple[Tensor, ...]]
 
 _NEXT_NUMBERS = "reads the next row of numbers, for queries whose results are not stored"
+_BELOW = "in bounds: the remainder by the number of queries is the index of one"
 _NEXT_PLANE = "past the last plane lie flags of queries there are, and no query has a sixth digit"
 _NO_ROW = "in bounds, and what is read for a place without a row is not counted"
 _UNWRITTEN = "in bounds; what is read past the count is not used, being no place here"
@@ -35,6 +36,9 @@ _NOT_TAKEN = "in bounds here; terms past the features and rows not near are not 
 _NOT_LAST = "reads into the next row, and no anchor here is the last one"
 SURVIVORS: dict[str, str] = {
     **{f"covariance_kernels.covariance_rows.{n}": _NEXT_NUMBERS for n in (1, 6, 7, 8, 9)},
+    **{f"merge_kernels.segment_chain.{n}": _BELOW for n in range(2)},
+    **{f"merge_kernels.segment_chain.{n}": _NEXT_NUMBERS for n in (10, 11)},
+    **{f"merge_kernels.write_numbers.{n}": _NEXT_NUMBERS for n in range(4)},
     **{f"product_kernels.products.{n}": _NEXT_PLANE for n in range(4)},
     **{f"row_kernels.combined.{n}": _NO_ROW for n in range(2)},
     "row_kernels.refine.0": _UNWRITTEN,
@@ -88,10 +92,16 @@ def ragged(
 
 
 def moments(storage: torch.dtype, driver: ModuleType) -> Results:
+    from diffgen.backends.triton import bytes_configs, merge
+    from diffgen.backends.triton.configs import Config
+
     for subset in (True, False):
         problem = ragged(storage, torch.float32, subset)
         yield driver.moments(problem, True, 0, torch.float64)
         yield driver.moments(problem, False, 0, torch.float32)
+    # Two programs for five queries: what one writes past its end is the other's.
+    bytes_configs.CONFIGS["decide"] = {"": Config({"BLOCK": 4}, warps=1)}
+    merge.CHAIN_QUERIES = 4
     low = ragged(storage, torch.float32, False, LOW_LEVELS)
     yield driver.moments(low, False, 0, torch.float32)
 

@@ -15,14 +15,9 @@ from torch import Tensor
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton import anchor_kernels, row_kernels, unit_kernels
 from diffgen.backends.triton.blocks import Blocks, Wave, begins_of, on_device, segments_at_once
+from diffgen.backends.triton.bytes_configs import SUM_QUERIES, bytes_config, products_config
 from diffgen.backends.triton.bytes_queries import SHIFT, Queries, prepare
-from diffgen.backends.triton.configs import (
-    SUM_QUERIES,
-    Config,
-    architecture_of,
-    config,
-    products_config,
-)
+from diffgen.backends.triton.configs import Config, architecture_of
 from diffgen.backends.triton.layout import (
     QUERY_DIGITS,
     SEGMENT_ROWS,
@@ -75,7 +70,7 @@ class BytesMoments:
         self.planes = _PLANES_OF_A_MEAN if not (functionals or self.score) else WEIGHT_DIGITS
 
     def _config(self, kernel: str) -> Config:
-        return config(kernel, self.architecture)
+        return bytes_config(kernel, self.architecture)
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)

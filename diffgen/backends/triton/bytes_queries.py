@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton import query_kernels
-from diffgen.backends.triton.configs import config
+from diffgen.backends.triton.bytes_configs import bytes_config
 from diffgen.backends.triton.layout import CHAIN, FLAGS, NUMBERS, QUERY_DIGITS
 
 SHIFT = 128.0
@@ -63,7 +63,7 @@ def prepare(problem: Problem, functionals: bool, score: bool, architecture: str)
         return torch.empty(shape, dtype=dtype, device=device)
 
     def options(kernel: str) -> dict[str, Any]:
-        return config(kernel, architecture).options()
+        return bytes_config(kernel, architecture).options()
 
     origin = problem.offset + SHIFT * problem.scale
     moved, units = empty(batch, features), empty(batch)
@@ -100,7 +100,8 @@ def prepare(problem: Problem, functionals: bool, score: bool, architecture: str)
     lengths = torch.stack([longest, typical])
     numbers = empty(NUMBERS, batch)
     flags = torch.zeros(FLAGS, batch, dtype=torch.int64, device=device)
-    query_kernels.decide[(triton.cdiv(batch, 32),)](
+    deciding = options("decide")
+    query_kernels.decide[(triton.cdiv(batch, deciding["BLOCK"]),)](
         numbers,
         flags,
         sums,
@@ -121,7 +122,7 @@ def prepare(problem: Problem, functionals: bool, score: bool, architecture: str)
         HAS_EXCLUDE=problem.exclude is not None,
         FUNCTIONALS=functionals,
         SCORE=score,
-        **options("decide"),
+        **deciding,
     )
     anchors = empty(batch, features, dtype=torch.uint8)
     return Queries(moved, digits, numbers, flags, anchors)

@@ -1,12 +1,13 @@
-"""Shapes of the kernels' blocks, warps and stages.
+"""Shapes of the kernels' blocks, warps and stages: what one launch has, and where it is found.
 
-One table for all architectures, with what an architecture has otherwise. Choices follow from
+The tables are `bytes_configs`, `float_configs` and `difference_configs`. Their choices follow from
 registers, shared memory and the instructions that compilers make of them; none has been timed on
-hardware.
+hardware. What has been timed stands above them, one file an architecture: `tuned`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,51 +32,12 @@ class Config:
         }
 
 
-def _tile(rows: int, columns: int, features: int, warps: int, stages: int) -> Config:
-    blocks = {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns, "BLOCK_FEATURES": features}
-    return Config(blocks, warps, stages)
-
-
-def _sums(queries: int, rows: int, features: int, warps: int, stages: int) -> Config:
-    blocks = {"BLOCK_QUERIES": queries, "BLOCK_ROWS": rows, "BLOCK_FEATURES": features}
-    return Config(blocks, warps, stages)
-
-
-SUM_QUERIES = 16
-"""Queries that share a weighted sum over whole tiles."""
-
-_COMMON = {
-    "move": Config({"BLOCK": 1024}, warps=4),
-    "split": Config(warps=1),
-    "decide": Config({"BLOCK": 32}, warps=1),
-    # Products: by the number of columns, five for each query at most.
-    "products_few": _tile(64, 16, 256, 4, 4),
-    "products_some": _tile(128, 64, 128, 8, 3),
-    "products_many": _tile(128, 128, 128, 8, 3),
-    "nearest": Config(warps=4),
-    "anchors": Config(warps=1),
-    "take_anchors": Config({"BLOCK": 1024}, warps=4),
-    "screen": Config(warps=8),
-    "refine": Config({"BLOCK_FEATURES": 128}, warps=4, stages=3),
-    "weigh": Config(warps=8),
-    "functionals": Config(warps=1),
-    "whole_tiles": _sums(SUM_QUERIES, 32, 32, 4, 2),
-    "kept_rows": Config({"BLOCK_QUERIES": SUM_QUERIES, "BLOCK_FEATURES": 512}, warps=4),
-}
-
-_OTHERWISE: dict[str, dict[str, Config]] = {
-    # A compute unit has 64 KiB of shared memory and warps of 64.
-    "gfx": {
-        "products_few": _tile(64, 16, 128, 2, 2),
-        "products_some": _tile(128, 64, 128, 4, 2),
-        "products_many": _tile(128, 128, 64, 4, 2),
-        "refine": Config({"BLOCK_FEATURES": 128}, warps=2, stages=2),
-    },
-}
+Table = Mapping[str, Mapping[str, Config]]
+"""Of each kernel, configurations by the beginning of an architecture's name; ``""`` is for all."""
 
 
 def architecture_of(device: torch.device) -> str:
-    """The name under which a device's exceptions stand: ``sm_90``, ``gfx942``, or ``cpu``."""
+    """The name under which a device's configurations stand: ``sm_90``, ``gfx942``, or ``cpu``."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
@@ -84,16 +46,7 @@ def architecture_of(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def config(kernel: str, architecture: str) -> Config:
-    """How a kernel is launched on an architecture."""
-    for prefix, table in _OTHERWISE.items():
-        if architecture.startswith(prefix) and kernel in table:
-            return table[kernel]
-    return _COMMON[kernel]
-
-
-def products_config(batch: int) -> str:
-    """Which shape of products suits so many queries."""
-    if 5 * batch <= 16:
-        return "products_few"
-    return "products_some" if batch <= 64 else "products_many"
+def default(table: Table, kernel: str, architecture: str) -> Config:
+    """What a table has for a kernel on an architecture: the entry of the longest name that fits."""
+    entries = table[kernel]
+    return entries[max((name for name in entries if architecture.startswith(name)), key=len)]

@@ -1,12 +1,9 @@
-"""Shapes of the kernels that take float64 differences: the covariance product, nearest rows.
-
-Each table is by the beginning of an architecture's name, the longest that fits; ``""`` is for all.
-None has been timed on hardware.
-"""
+"""Shapes of the kernels that take float64 differences: the covariance product, nearest rows."""
 
 from __future__ import annotations
 
 from diffgen.backends.triton.configs import Config
+from diffgen.backends.triton.tuned import chosen
 
 
 def _tile(queries: int, rows: int, features: int, warps: int = 4) -> Config:
@@ -28,5 +25,4 @@ CONFIGS: dict[str, dict[str, Config]] = {
 
 def difference_config(kernel: str, architecture: str) -> Config:
     """How a kernel is launched on an architecture, such as ``sm_90``, ``gfx942`` or ``cpu``."""
-    table = CONFIGS[kernel]
-    return table[max((name for name in table if architecture.startswith(name)), key=len)]
+    return chosen(CONFIGS, kernel, architecture)

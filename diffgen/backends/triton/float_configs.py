@@ -1,14 +1,11 @@
-"""Shapes of the kernels for floating-point sets.
-
-Each table is by the beginning of an architecture's name, the longest that fits; ``""`` is for all.
-None has been timed on hardware.
-"""
+"""Shapes of the kernels for floating-point sets."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from diffgen.backends.triton.configs import Config
+from diffgen.backends.triton.tuned import chosen
 
 FEWEST_QUERIES = 16
 """Queries of the smallest tile: tensor cores take no fewer."""
@@ -52,14 +49,13 @@ def float_config(kernel: str, architecture: str, batch: int) -> Config:
         architecture: Such as ``sm_90``, ``gfx942``, or ``cpu`` for the interpreter.
         batch: How many queries there are: few get a tile for few.
     """
-    table = CONFIGS[kernel]
-    chosen = table[max((name for name in table if architecture.startswith(name)), key=len)]
-    if "QUERIES" not in chosen.blocks:
-        return chosen
+    config = chosen(CONFIGS, kernel, architecture)
+    if "QUERIES" not in config.blocks:
+        return config
     queries = FEWEST_QUERIES
-    while queries < min(batch, chosen.blocks["QUERIES"]):
+    while queries < min(batch, config.blocks["QUERIES"]):
         queries *= 2
-    return replace(chosen, blocks={**chosen.blocks, "QUERIES": queries})
+    return replace(config, blocks={**config.blocks, "QUERIES": queries})
 
 
 def screen_precision(architecture: str) -> str:
