@@ -13,11 +13,12 @@ Example:
     tensor([[1.]])
 """
 
-from diffgen import backends, parameterizations, processes, schedules
+from diffgen import backends, objectives, parameterizations, processes, schedules
 from diffgen._version import __version__
 from diffgen.compositions import hybrid, mixture
 from diffgen.denoiser import EmpiricalDenoiser
 from diffgen.errors import BackendError, DataError
+from diffgen.noised import NoisedTrainingSet
 from diffgen.posterior import Posterior
 from diffgen.predictor import as_denoiser
 from diffgen.sampling import sample
@@ -27,6 +28,7 @@ __all__ = [
     "BackendError",
     "DataError",
     "EmpiricalDenoiser",
+    "NoisedTrainingSet",
     "Posterior",
     "TrainingSet",
     "__version__",
@@ -34,6 +36,7 @@ __all__ = [
     "backends",
     "hybrid",
     "mixture",
+    "objectives",
     "parameterizations",
     "processes",
     "sample",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffgen.checks import as_sigma
+from diffgen.network_output import unwrapped
 from diffgen.parameterizations import PARAMETERIZATIONS, Parameterization
 from diffgen.process_base import Process
 
@@ -105,7 +106,7 @@ class NetworkDenoiser(nn.Module):
     """
 
     def __init__(
-        self, network: Callable[..., Tensor], process: Process, target: str, nearest: bool
+        self, network: Callable[..., Any], process: Process, target: str, nearest: bool
     ) -> None:
         """Keep the network and its convention; see the class."""
         super().__init__()
@@ -136,6 +137,7 @@ class NetworkDenoiser(nn.Module):
             The network's estimate of ``E[x0 | x]``, ``(B, *S)`` in x's type.
 
         Raises:
+            TypeError: The network returns nothing that holds a tensor.
             ValueError: sigma is out of range, or the network's output has another shape than x.
         """
         levels = as_sigma(sigma, x.shape[:1].numel(), x.device)
@@ -147,7 +149,7 @@ class NetworkDenoiser(nn.Module):
         if class_labels is not None:
             kwargs["class_labels"] = class_labels
         time = t if self.nearest and not t.is_floating_point() else t.to(_time_type(kind))
-        prediction = self.network(x_t.to(kind), time, **kwargs)
+        prediction = unwrapped(self.network(x_t.to(kind), time, **kwargs))
         # alpha sigma, not sigma(t): a rounded time must not change the noise that is removed.
         mean = self._parameterization.to_posterior_mean(prediction, x_t, alpha, alpha * levels)
         return mean.to(x.dtype)
@@ -171,7 +173,7 @@ class NetworkDenoiser(nn.Module):
 
 
 def as_denoiser(
-    network: Callable[..., Tensor],
+    network: Callable[..., Any],
     process: Process,
     target: str = "epsilon",
     *,
@@ -184,7 +186,8 @@ def as_denoiser(
     to the posterior mean in float64.
 
     Args:
-        network: ``(x_t, t) -> prediction``; with labels ``(x_t, t, class_labels=...)``.
+        network: ``(x_t, t) -> prediction``; with labels ``(x_t, t, class_labels=...)``. A tensor,
+            or what diffusers' models return around one.
         process: The noising process it was trained under.
         target: What it predicts: ``"x0"``, ``"epsilon"``, ``"v"``, ``"score"`` or ``"velocity"``.
         nearest: Give the network the nearest time that the process has, as int64: for networks

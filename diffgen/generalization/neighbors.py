@@ -48,6 +48,11 @@ class Neighbors:
         """``exp`` of the mean entropy over the points, ``(L,)``: a typical number of neighbours."""
         return self.entropy.mean(1).exp()
 
+    @property
+    def mean_count(self) -> Tensor:
+        """Mean of ``exp H(w)`` over the points, ``(L,)``: at least `count`, by Jensen."""
+        return self.entropy.exp().mean(1)
+
 
 def effective_neighbors(
     denoiser: EmpiricalDenoiser,
