@@ -22,6 +22,7 @@ from diffgen.noised import NoisedTrainingSet
 from diffgen.posterior import Posterior
 from diffgen.predictor import as_denoiser
 from diffgen.sampling import sample
+from diffgen.training import train
 from diffgen.training_set import TrainingSet
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "processes",
     "sample",
     "schedules",
+    "train",
 ]

@@ -35,6 +35,12 @@ def test_a_training_loop_closes_the_gap_to_the_optimum(capsys):
     assert gaps[-1] < gaps[0] / 5
 
 
+def test_training_closes_the_gap(capsys):
+    lines = run("train_a_network.py", capsys)
+    gaps = [float(line.split("them ")[1]) for line in lines if "train" in line]
+    assert len(gaps) == 3 and gaps[-1] < gaps[0]
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_examples_are_short(script):
     assert len(script.read_text().splitlines()) < 40

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -152,3 +154,12 @@ def test_neighbors_refuse_bad_levels() -> None:
         effective_neighbors(denoiser, _points(), [])
     with pytest.raises(ValueError, match="with M >= 1"):
         effective_neighbors(denoiser, _points()[:0], [1.0])
+
+
+def test_samples_may_be_a_file_or_a_model(tmp_path: Path) -> None:
+    data = _points()
+    np.save(tmp_path / "samples.npy", (data + 1e-4).numpy())
+    training_set = TrainingSet(data)
+    assert memorization_ratio(tmp_path / "samples.npy", training_set).ratio == 1.0
+    found = memorization_ratio(lambda count, generator: data[:count], training_set, count=7)
+    assert found.ratio == 1.0 and found.settings["num_samples"] == 7

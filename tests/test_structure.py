@@ -32,6 +32,8 @@ PUBLIC_MODULES = (
     "parameterizations",
     "objectives",
     "noised",
+    "networks",
+    "training",
     "generalization",
 )
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from diffgen import machine, schedules
 from diffgen.cli import demo_text, figures, pictures, progress, report, text
 from diffgen.cli.meter import Meter, chosen_backend
-from diffgen.cli.optional import require
 from diffgen.cli.options import (
     add_backend,
     add_command,
@@ -31,6 +30,7 @@ from diffgen.generalization import (
     effective_neighbors,
     memorization_ratio,
 )
+from diffgen.optional import require
 from diffgen.sampling import sample
 
 SAMPLERS = {"ddim": "DDIM", "heun": "Heun"}

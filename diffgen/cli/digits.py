@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diffgen.cli.optional import require
+from diffgen.optional import require
 from diffgen.training_set import TrainingSet
 
 NUM_TRAINING = 1000

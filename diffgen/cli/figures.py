@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.cli.optional import require
 from diffgen.cli.pictures import as_picture
 from diffgen.generalization import Memorization, Neighbors
+from diffgen.optional import require
 
 COLUMNS = 8
 """Samples of each kind that are shown: the first ones, not chosen."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffgen.cli.optional import require
+from diffgen.optional import require
 from diffgen.training_set import TrainingSet
 
 COLOURS = 3

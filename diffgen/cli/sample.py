@@ -1,4 +1,4 @@
-"""``diffgen sample``: samples from the empirical-optimal model of a training set."""
+"""``diffgen sample``: samples from the optimal model of a training set, or a trained network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from diffgen import machine, schedules
 from diffgen.cli import pictures, progress, report, text
 from diffgen.cli.meter import Meter, chosen_backend
-from diffgen.cli.optional import require
 from diffgen.cli.options import (
     add_backend,
     add_command,
@@ -25,7 +24,10 @@ from diffgen.cli.options import (
     open_set,
 )
 from diffgen.denoiser import EmpiricalDenoiser
-from diffgen.sampling import SAMPLERS, sample
+from diffgen.optional import require
+from diffgen.predictor import NetworkDenoiser
+from diffgen.sampling import SAMPLERS, Denoiser, sample
+from diffgen.training import load_denoiser
 from diffgen.training_set import TrainingSet
 
 _SUFFIXES = (".npy", ".png")
@@ -43,11 +45,12 @@ def add_parser(subparsers: Any) -> None:
         "draw samples from the optimal model of a training set",
         """Samples from the empirical-optimal diffusion model of a training set, and writes them as
         an array (.npy, float32, in the units of the data) or a picture (.png), with a JSON of all
-        settings beside it.""",
+        settings beside it. With --network the model is a network that `diffgen train` trained.""",
         """
         diffgen sample cifar-10-python.tar.gz --out samples.npy --num 64
         diffgen sample digits.npz --out samples.png --sampler heun --steps 18
         diffgen sample cifar-10-python.tar.gz --out cats.png --class-label 3 --seed 1
+        diffgen sample digits.npz --out network.png --network runs/digits
         """,
     )
     parser.add_argument("path", metavar="PATH", help="the training set")
@@ -73,6 +76,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--class-label", type=int, metavar="C", help="draw from this class (default: all)"
     )
+    parser.add_argument(
+        "--network",
+        metavar="DIR",
+        help="sample from this trained network (a run of `diffgen train`, or one of its "
+        "checkpoints), between the noise levels that it knows",
+    )
     add_levels(parser, steps=50)
     add_data(parser)
     add_seed(parser)
@@ -86,16 +95,21 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out must end in {' or '.join(_SUFFIXES)}, got {args.out!r}")
     if out.suffix.lower() == ".png":
         require("PIL.Image", "Pillow", "demo")
-    sigmas = schedules.karras(args.steps, args.sigma_min, args.sigma_max)
     training_set = open_set(args.path, args)
     _check_label(args.class_label, training_set)
-    meter = Meter(EmpiricalDenoiser(training_set, backend=args.backend))
-    record = {
-        **report.header(args),
-        "training_set": report.describe_set(training_set),
-        "backend": chosen_backend(meter.denoiser),
-        "sigmas": sigmas,
-    }
+    record = {**report.header(args), "training_set": report.describe_set(training_set)}
+    levels = (args.sigma_min, args.sigma_max)
+    meter: Meter | None = None
+    model: Meter | NetworkDenoiser
+    if args.network is None:
+        model = meter = Meter(EmpiricalDenoiser(training_set, backend=args.backend))
+        record["backend"] = chosen_backend(meter.denoiser)
+    else:
+        model, record["network"] = _network(args)
+        levels = max(levels[0], model.sigma_min), min(levels[1], model.sigma_max)
+    sigmas = schedules.karras(args.steps, *levels)
+    record["sigmas"] = sigmas
+    shape = training_set.sample_shape
     out.parent.mkdir(parents=True, exist_ok=True)
     drawn: list[Tensor] = []
     started = time.perf_counter()
@@ -104,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
         # One batch shows its steps; of many, which batch it is says more.
         with progress.Bar("batches", len(counts), "batch", hidden=len(counts) == 1) as bar:
             for count in bar(counts):
-                drawn.append(_draw(meter, args, sigmas, count, len(drawn), len(counts) == 1))
+                size, index = (count, *shape), len(drawn)
+                drawn.append(_draw(model, args, sigmas, size, index, len(counts) == 1))
     finally:
         if drawn:
             samples = torch.cat(drawn)
@@ -112,19 +127,32 @@ def run(args: argparse.Namespace) -> int:
                 "num_written": len(samples),
                 "finished": len(samples) == args.num,
                 "elapsed_s": time.perf_counter() - started,
-                "ran": meter.report(machine.measure()),
             }
+            if meter is not None:
+                record["ran"] = meter.report(machine.measure())
             _write(out, samples, training_set, record)
     return 0
 
 
+def _network(args: argparse.Namespace) -> tuple[NetworkDenoiser, dict[str, Any]]:
+    for option, given in (("--class-label", args.class_label), ("--backend", args.backend)):
+        if given not in (None, "auto"):
+            raise ValueError(f"{option} is of the optimal model, got it with --network")
+    return load_denoiser(args.network)
+
+
 def _draw(
-    meter: Meter, args: argparse.Namespace, sigmas: Tensor, count: int, index: int, steps: bool
+    model: Denoiser,
+    args: argparse.Namespace,
+    sigmas: Tensor,
+    size: tuple[int, ...],
+    index: int,
+    steps: bool,
 ) -> Tensor:
-    labels = None if args.class_label is None else torch.full((count,), args.class_label)
+    labels = None if args.class_label is None else torch.full(size[:1], args.class_label)
     return sample(
-        meter,
-        (count, *meter.denoiser.training_set.sample_shape),
+        model,
+        size,
         sigmas,
         sampler=args.sampler,
         # A source for each batch: asking for more samples leaves the first ones as they are.

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from diffgen.generalization.attribution import Attribution, set_attribution
+from diffgen.generalization.bootstrap import bootstrap_interval
+from diffgen.generalization.closed_forms import (
+    KnownInformation,
+    copier_information,
+    copier_information_floor,
+    gaussian_copier,
+    mean_information,
+)
 from diffgen.generalization.collapse import Collapse, collapse_level, speciation_level
+from diffgen.generalization.copying import (
+    Authenticity,
+    CalibratedDistance,
+    DataCopying,
+    authenticity,
+    calibrated_distance,
+    data_copying,
+)
 from diffgen.generalization.denoising_psnr import DenoisingPSNR, denoising_psnr
+from diffgen.generalization.event_bound import EventBound, event_bound
+from diffgen.generalization.excess_risk import ExcessRisk, excess_risk
 from diffgen.generalization.gap import DenoiserGap, GapCurve, denoiser_gap
 from diffgen.generalization.gap_table import GapRow, gap_table
 from diffgen.generalization.information import Information, index_information
 from diffgen.generalization.irreducible import IrreducibleLoss, irreducible_loss
+from diffgen.generalization.kernel_gap import KernelGap, kernel_gap_bound
 from diffgen.generalization.loss_by_time import LossByTime, loss_by_time
 from diffgen.generalization.memorization import Memorization, memorization_ratio
 from diffgen.generalization.neighbors import Neighbors, effective_neighbors
@@ -20,13 +40,21 @@ from diffgen.generalization.similarity import (
 from diffgen.generalization.two_sets import TwoSets, two_sets_similarity
 
 __all__ = [
+    "Attribution",
+    "Authenticity",
+    "CalibratedDistance",
     "Collapse",
+    "DataCopying",
     "DenoiserGap",
     "DenoisingPSNR",
+    "EventBound",
+    "ExcessRisk",
     "GapCurve",
     "GapRow",
     "Information",
     "IrreducibleLoss",
+    "KernelGap",
+    "KnownInformation",
     "LossByTime",
     "Memorization",
     "Neighbors",
@@ -34,18 +62,30 @@ __all__ = [
     "NoveltyRow",
     "SameNoiseSimilarity",
     "TwoSets",
+    "authenticity",
+    "bootstrap_interval",
+    "calibrated_distance",
     "collapse_level",
+    "copier_information",
+    "copier_information_floor",
+    "data_copying",
     "denoiser_gap",
     "denoising_psnr",
     "effective_neighbors",
+    "event_bound",
+    "excess_risk",
     "gap_table",
+    "gaussian_copier",
     "index_information",
     "irreducible_loss",
+    "kernel_gap_bound",
     "loss_by_time",
+    "mean_information",
     "memorization_ratio",
     "novelty_sweep",
     "same_noise_samples",
     "same_noise_similarity",
+    "set_attribution",
     "speciation_level",
     "two_sets_similarity",
 ]

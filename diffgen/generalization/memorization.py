@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from diffgen.denoiser import EmpiricalDenoiser
+from diffgen.generalization.samples import Samples, as_samples
 from diffgen.training_set import TrainingSet
 
 THRESHOLD = 1 / 3
@@ -67,10 +68,11 @@ class Memorization:
 
 
 def memorization_ratio(
-    samples: Tensor,
+    samples: Samples,
     training_set: TrainingSet | EmpiricalDenoiser,
     *,
     threshold: float = THRESHOLD,
+    count: int | None = None,
     num_bootstrap: int = 1000,
     generator: torch.Generator | None = None,
     batch_size: int = 256,
@@ -79,10 +81,12 @@ def memorization_ratio(
     """Share of samples whose nearest training point is much nearer than the second nearest.
 
     Args:
-        samples: ``(M, *S)`` floating point, in the units of the data, M >= 1.
+        samples: ``(M, *S)`` floating point, in the units of the data, M >= 1; or a path to them, or
+            a function that draws them (`diffgen.generalization.samples`).
         training_set: The training set, or a denoiser over it (whose backend then measures the
             distances). At least two of its points must differ.
         threshold: What counts as memorised: ``d1 / d2`` below this; in ``(0, 1]``.
+        count: Samples; needed where a function draws them.
         num_bootstrap: Resamples of the interval, at least 1.
         generator: Source of the resamples, on the CPU; None is PyTorch's own.
         batch_size: Samples in a pass over the data.
@@ -117,16 +121,8 @@ def memorization_ratio(
     for name, value in (("num_bootstrap", num_bootstrap), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not isinstance(samples, Tensor):
-        raise TypeError(f"samples must be a tensor, got {type(samples).__name__}")
-    if samples.ndim == 0 or len(samples) == 0:
-        raise ValueError(f"samples must be (M, *S) with M >= 1, got {tuple(samples.shape)}")
-    bad = ~samples.flatten(1).isfinite().all(1)
-    if bad.any():
-        raise ValueError(
-            f"samples must be finite, got sample {int(bad.nonzero()[0])}, which is not"
-        )
-    batches: Iterable[Tensor] = samples.split(batch_size)
+    drawn = as_samples(samples, count=count, generator=generator)
+    batches: Iterable[Tensor] = drawn.split(batch_size)
     with torch.no_grad():
         found = [_two_nearest(denoiser, x) for x in (progress(batches) if progress else batches)]
     distances = torch.cat([of_batch for of_batch, _ in found]).cpu()
@@ -135,7 +131,7 @@ def memorization_ratio(
     ratio = float((distance_ratios < threshold).double().mean())
     return Memorization(
         ratio=ratio,
-        interval=_interval(ratio, len(samples), num_bootstrap, generator),
+        interval=_interval(ratio, len(drawn), num_bootstrap, generator),
         distance_ratios=distance_ratios,
         distances=distances,
         indices=indices,
@@ -143,7 +139,7 @@ def memorization_ratio(
             "threshold": threshold,
             "num_bootstrap": num_bootstrap,
             "confidence": CONFIDENCE,
-            "num_samples": len(samples),
+            "num_samples": len(drawn),
             "num_points": len(points),
             "flip": points.flip,
             "identical_points": "count once",

@@ -1,4 +1,4 @@
-"""Packages that a command needs and diffgen itself does not."""
+"""Packages of the extras: what only some parts of diffgen need."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def require(module: str, package: str, extra: str) -> Any:
         >>> require("no_such_module", "no-such-package", "demo")
         Traceback (most recent call last):
             ...
-        diffgen.cli.optional.MissingDependencyError: this needs no-such-package: pip install ...
+        diffgen.optional.MissingDependencyError: this needs no-such-package: pip install ...
     """
     try:
         return importlib.import_module(module)
