@@ -102,6 +102,7 @@ def moments(storage: torch.dtype, driver: ModuleType) -> Results:
     # Two programs for five queries: what one writes past its end is the other's.
     bytes_configs.CONFIGS["decide"] = {"": Config({"BLOCK": 4}, warps=1)}
     merge.CHAIN_QUERIES = 4
+    yield driver.moments(ragged(storage, torch.float32, True), True, 0, torch.float64)
     low = ragged(storage, torch.float32, False, LOW_LEVELS)
     yield driver.moments(low, False, 0, torch.float32)
 
