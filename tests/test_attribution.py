@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from diffgen import EmpiricalDenoiser, TrainingSet
-from diffgen.generalization.attribution import set_attribution
-from diffgen.generalization.closed_forms import gaussian_copier
-from diffgen.generalization.comparisons import Comparisons
-from diffgen.generalization.conditional_logit import (
+from diffgen.generalization.bounds.attribution import set_attribution
+from diffgen.generalization.bounds.closed_forms import gaussian_copier
+from diffgen.generalization.bounds.comparisons import Comparisons
+from diffgen.generalization.bounds.conditional_logit import (
     PRIOR_SCALE,
     bound_terms,
     fit_conditional_logit,
 )
-from diffgen.generalization.critics import CRITICS
+from diffgen.generalization.bounds.critics import CRITICS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

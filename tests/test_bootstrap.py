@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from diffgen import EmpiricalDenoiser, TrainingSet
-from diffgen.generalization.bootstrap import (
+from diffgen.generalization.disjoint import check_disjoint, overlaps
+from diffgen.generalization.samples import as_denoiser_over, as_samples
+from diffgen.generalization.statistics.bootstrap import (
     bootstrap_interval,
     bootstrap_means,
     percentile_interval,
 )
-from diffgen.generalization.disjoint import check_disjoint, overlaps
-from diffgen.generalization.proportions import (
+from diffgen.generalization.statistics.proportions import (
     clopper_pearson,
     grouped_interval,
     incomplete_beta,
 )
-from diffgen.generalization.samples import as_denoiser_over, as_samples
 
 
 def _seeded(seed: int = 0) -> torch.Generator:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from diffgen.generalization.closed_forms import (
+from diffgen.generalization.bounds.closed_forms import (
     copier_information,
     copier_information_floor,
     gaussian_copier,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffgen import TrainingSet
-from diffgen.generalization.copying import (
+from diffgen.generalization.copies.copying import (
     authenticity,
     calibrated_distance,
     data_copying,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diffgen import TrainingSet
-from diffgen.generalization.closed_forms import gaussian_copier
-from diffgen.generalization.event_bound import EVENTS, binary_kl, event_bound, kl_range
+from diffgen.generalization.bounds.closed_forms import gaussian_copier
+from diffgen.generalization.bounds.event_bound import EVENTS, binary_kl, event_bound, kl_range
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from diffgen.generalization import kernels
-from diffgen.generalization.excess_risk import excess_risk
+from diffgen.generalization.bounds import kernels
+from diffgen.generalization.bounds.excess_risk import excess_risk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,13 +9,19 @@ import pytest
 import torch
 
 from diffgen import EmpiricalDenoiser, TrainingSet, as_denoiser
-from diffgen.generalization.bootstrap import bootstrap_interval
-from diffgen.generalization.forward import Draws, draw_points, error_scale, noised_points, time_grid
-from diffgen.generalization.gap import denoiser_gap
-from diffgen.generalization.gap_table import gap_table
-from diffgen.generalization.irreducible import irreducible_loss
-from diffgen.generalization.loss_by_time import loss_by_time
-from diffgen.generalization.standard_errors import Z_LIMIT, standard_error
+from diffgen.generalization.over_noise.forward import (
+    Draws,
+    draw_points,
+    error_scale,
+    noised_points,
+    time_grid,
+)
+from diffgen.generalization.over_noise.gap import denoiser_gap
+from diffgen.generalization.over_noise.gap_table import gap_table
+from diffgen.generalization.over_noise.irreducible import irreducible_loss
+from diffgen.generalization.over_noise.loss_by_time import loss_by_time
+from diffgen.generalization.statistics.bootstrap import bootstrap_interval
+from diffgen.generalization.statistics.standard_errors import Z_LIMIT, standard_error
 from diffgen.parameterizations import PARAMETERIZATIONS
 from diffgen.processes import DDPM, EDM, RectifiedFlow
 from diffgen.sampling import sample

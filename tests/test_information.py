@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from diffgen import EmpiricalDenoiser, TrainingSet
-from diffgen.generalization.collapse import collapse_level, speciation_level
-from diffgen.generalization.denoising_psnr import denoising_psnr
-from diffgen.generalization.information import index_information
-from diffgen.generalization.neighbors import effective_neighbors
-from diffgen.generalization.standard_errors import Z_LIMIT, agree, standard_error, z_score
+from diffgen.generalization.over_noise.collapse import collapse_level, speciation_level
+from diffgen.generalization.over_noise.denoising_psnr import denoising_psnr
+from diffgen.generalization.over_noise.information import index_information
+from diffgen.generalization.over_noise.neighbors import effective_neighbors
+from diffgen.generalization.statistics.standard_errors import (
+    Z_LIMIT,
+    agree,
+    standard_error,
+    z_score,
+)
 from diffgen.sampling import sample
 from diffgen.schedules import exponential
 
@@ -109,7 +114,7 @@ def test_information_of_a_weighted_set_starts_at_its_entropy():
 
 def test_simpson_error_estimate_is_above_the_error():
     # Over one interval, with the exact integrals of smooth functions.
-    from diffgen.generalization.information import _integrals, _refined
+    from diffgen.generalization.over_noise.information import _integrals, _refined
 
     levels = torch.tensor([0.5, 1.5], dtype=torch.float64)
     for power in (0.5, 1.0, 3.0):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from diffgen import EmpiricalDenoiser, TrainingSet
-from diffgen.generalization import kernels
-from diffgen.generalization.closed_forms import copier_information, gaussian_copier
-from diffgen.generalization.kernel_gap import kernel_gap_bound
-from diffgen.generalization.kernels import make_kernel, mean_kernel, mean_kernel_to_others
+from diffgen.generalization.bounds import kernels
+from diffgen.generalization.bounds.closed_forms import copier_information, gaussian_copier
+from diffgen.generalization.bounds.kernel_gap import kernel_gap_bound
+from diffgen.generalization.bounds.kernels import make_kernel, mean_kernel, mean_kernel_to_others
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

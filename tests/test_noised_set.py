@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffgen import EmpiricalDenoiser, TrainingSet, as_denoiser, sample, schedules
-from diffgen.generalization.memorization import memorization_ratio
+from diffgen.generalization.copies.memorization import memorization_ratio
 from diffgen.noised.counter_noise import standard_normal
 from diffgen.noised.gaps import TabulatedGap
 from diffgen.noised.posterior import Part, merged

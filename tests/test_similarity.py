@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffgen import EmpiricalDenoiser, TrainingSet
-from diffgen.generalization.novelty import novelty_sweep
-from diffgen.generalization.similarity import (
+from diffgen.generalization.copies.novelty import novelty_sweep
+from diffgen.generalization.copies.similarity import (
     SIMILARITIES,
     cosine,
     l2,
@@ -18,7 +18,7 @@ from diffgen.generalization.similarity import (
     same_noise_samples,
     same_noise_similarity,
 )
-from diffgen.generalization.two_sets import two_sets_similarity
+from diffgen.generalization.copies.two_sets import two_sets_similarity
 from diffgen.sampling import sample
 from diffgen.schedules import exponential
 

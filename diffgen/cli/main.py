@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
 from diffgen._version import __version__
-from diffgen.cli import bench, demo, info, sample, train
+from diffgen.cli import bench, demo, info, sample, study, train
 from diffgen.errors import BackendError
 
 Subparsers = Any
@@ -35,7 +35,7 @@ class Command(Protocol):
         """Adds its parser, with ``func`` set to what runs it."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, info, sample, train, bench)
+COMMANDS: tuple[Command, ...] = (demo, info, sample, train, study, bench)
 """Every subcommand, in the order of the help."""
 
 

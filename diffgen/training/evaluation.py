@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from diffgen.denoiser import EmpiricalDenoiser
-from diffgen.generalization.forward import draw_points
-from diffgen.generalization.gap import GapCurve, denoiser_gap
-from diffgen.generalization.irreducible import irreducible_loss
+from diffgen.generalization.over_noise.forward import draw_points
+from diffgen.generalization.over_noise.gap import GapCurve, denoiser_gap
+from diffgen.generalization.over_noise.irreducible import irreducible_loss
 from diffgen.network_output import prediction
 from diffgen.process_base import Process
 from diffgen.training.logs import Row

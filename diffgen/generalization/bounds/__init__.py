@@ -1,0 +1,1 @@
+"""Lower bounds on the mutual information of samples and training set; their closed forms."""

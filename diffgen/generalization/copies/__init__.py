@@ -1,0 +1,1 @@
+"""Samples beside training points, and beside those of other models."""

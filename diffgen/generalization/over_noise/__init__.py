@@ -1,0 +1,1 @@
+"""Networks and optima over the noise levels: losses, gaps, information, neighbours."""
