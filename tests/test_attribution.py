@@ -56,7 +56,14 @@ def test_bound_is_most_of_a_known_information_and_no_more(critic: str, repeats) 
         assert one.bound <= one.ceiling == math.log(16)
         assert one.interval[0] < one.bound < one.interval[1]
         assert one.per_sample.shape == (16, 30)
-        assert one.bound == pytest.approx(float(one.per_sample.mean()), rel=1e-12)
+        for value, of in (
+            (one.bound, one.per_sample),
+            (one.accuracy, one.right),
+            (one.control, one.control_per_sample),
+            (one.control_accuracy, one.control_right),
+        ):
+            assert of.shape == (16, 30)
+            assert value == pytest.approx(float(of.mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize("critic", CRITICS)

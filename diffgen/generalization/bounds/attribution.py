@@ -64,6 +64,10 @@ class Attribution:
         control_accuracy: Accuracy with permuted labels.
         per_sample: Terms whose mean the bound is, ``(K, M')`` float64, of the M' samples of each
             model that the critic was not fitted on.
+        right: Whether each of them is attributed to its own set (a part where several tie),
+            ``(K, M')`` float64: what the accuracy is the mean of.
+        control_per_sample: Terms of the control, ``(K, M')`` float64.
+        control_right: What the control's accuracy is the mean of, ``(K, M')`` float64.
         settings: What determines the numbers, the fitted critic among it.
     """
 
@@ -77,6 +81,9 @@ class Attribution:
     control_interval: tuple[float, float]
     control_accuracy: float
     per_sample: Tensor
+    right: Tensor
+    control_per_sample: Tensor
+    control_right: Tensor
     settings: dict[str, Any]
 
 
@@ -166,6 +173,9 @@ def set_attribution(
         control_interval=ends[2],
         control_accuracy=float(control_right.mean()),
         per_sample=terms.reshape(num_sets, -1),
+        right=right.reshape(num_sets, -1),
+        control_per_sample=control_terms.reshape(num_sets, -1),
+        control_right=control_right.reshape(num_sets, -1),
         settings={
             "critic": critic,
             "parameters": parameters,

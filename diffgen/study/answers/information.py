@@ -120,16 +120,14 @@ def _verdict(main: dict[str, Estimate], found: Record) -> list[str]:
 def _attribution_table(found: Record, bounds: dict[tuple[str, str], Estimate]) -> Table:
     rows = []
     for row in found["attribution"]:
-        low, high = row["accuracy_interval"]
-        control = Estimate(row["control"], *row["control_interval"])
         rows.append(
             [
                 NAMES[row["kind"]],
                 row["critic"],
                 str(bounds[row["kind"], row["critic"]]),
-                str(Estimate(row["accuracy"], low, high)),
-                str(control),
-                number(row["control_accuracy"]),
+                str(_bound(row["right"])),
+                str(_bound(row["control_terms"])),
+                number(_bound(row["control_right"]).value),
             ]
         )
     return Table(

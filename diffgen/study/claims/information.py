@@ -109,19 +109,15 @@ def _attribution(context: Context, samples: Tensor, critic: str, purpose: str) -
         context.replica_sets(),
         critic=critic,
         sigma_min=SIGMA_MIN,
-        num_bootstrap=200,
+        num_bootstrap=1,  # the answers take intervals from the terms
         generator=context.generator(purpose),
     )
     return {
         "critic": critic,
         "terms": found.per_sample,
-        "accuracy": found.accuracy,
-        "accuracy_interval": found.accuracy_interval,
-        "chance": found.chance,
-        "ceiling": found.ceiling,
-        "control": found.control,
-        "control_interval": found.control_interval,
-        "control_accuracy": found.control_accuracy,
+        "right": found.right,
+        "control_terms": found.control_per_sample,
+        "control_right": found.control_right,
         "settings": found.settings,
     }
 
