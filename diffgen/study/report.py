@@ -57,13 +57,13 @@ def write_report(path: Path, record: dict[str, Any], figures: Path) -> None:
 def _head(record: dict[str, Any]) -> str:
     data = record["data"]
     shape = " x ".join(map(str, data["sample_shape"]))
-    versions = record["versions"]
+    versions, threads = record["versions"], record["machine"]["threads"]
     lines = [
         f"{data['name']}: {data['num_training']:,} training and {data['num_held_out']:,} held-out "
         f"images, {shape}, {data['dtype']}. Seed {record['settings']['seed']}. "
         f"diffgen {versions['diffgen']}, PyTorch {versions['torch']}; "
         f"{record['elapsed_s']:.0f} s on {record['machine']['cpu']}, "
-        f"{record['machine']['threads']} threads."
+        f"{threads} thread{'s' if threads != 1 else ''}."
     ]
     head = element("h1", escape(TITLE)) + paragraphs(lines, class_="faint")
     if not record["finished"]:
