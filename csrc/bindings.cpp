@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -12,6 +14,8 @@
 #include "cpu/ceilings.h"
 #include "cpu/dispatch.h"
 #include "cpu/engine.h"
+#include "cpu/norms.h"
+#include "cpu/u8/pass.h"
 
 namespace py = pybind11;
 
@@ -106,6 +110,98 @@ void covariance_product(const Arguments& arguments, uintptr_t mean, uintptr_t lo
     raise_for(outcome, check);
 }
 
+cpu::u8::Extent extent_of(int64_t count, int64_t eligible, double longest, double typical) {
+    return {count, eligible, {longest, typical}};
+}
+
+cpu::u8::PassOptions options_of(int64_t top_k, bool functionals, bool mean_is_double, int threads,
+                                int64_t segments_at_once, bool keep_segments) {
+    return {top_k,        functionals, mean_is_double, std::max(threads, 1), segments_at_once,
+            keep_segments};
+}
+
+void find_undecided(const Arguments& arguments, const cpu::u8::Extent& extent,
+                    const cpu::u8::PassOptions& options, const std::string& isa,
+                    uintptr_t undecided, bool check) {
+    const Problem problem = arguments.problem();
+    if (check) check_values(problem);
+    const cpu::Kernels& kernels = kernels_named(isa);
+    const py::gil_scoped_release unlocked;
+    cpu::u8::find_undecided(problem, extent, options, kernels.bytes, out<bool>(undecided));
+}
+
+std::unique_ptr<cpu::u8::Pass> make_pass(const Arguments& arguments, const cpu::u8::Extent& extent,
+                                         const cpu::u8::PassOptions& options,
+                                         const std::string& isa, uintptr_t anchors,
+                                         uintptr_t squares) {
+    const cpu::Kernels& kernels = kernels_named(isa);
+    const py::gil_scoped_release unlocked;
+    return std::make_unique<cpu::u8::Pass>(arguments.problem(), extent, options, kernels.bytes,
+                                           in<uint8_t>(anchors), out<double>(squares));
+}
+
+void add_rows(cpu::u8::Pass& pass, uintptr_t data, int64_t first, uintptr_t ids, uintptr_t norms,
+              uintptr_t log_weights, int64_t count) {
+    const cpu::u8::RowBlock rows{in<uint8_t>(data),       first,
+                                 in<int64_t>(ids),        in<double>(norms),
+                                 in<double>(log_weights), count};
+    bool done = false;
+    {
+        const py::gil_scoped_release unlocked;
+        done = pass.add(rows, control_with(1));
+    }
+    if (!done) throw py::error_already_set();
+}
+
+py::tuple finish_pass(cpu::u8::Pass& pass, uintptr_t mean, bool mean_is_double, uintptr_t logsumexp,
+                      uintptr_t functionals, int64_t top_k, uintptr_t top_indices,
+                      uintptr_t top_distances) {
+    const MomentsOutput output{out<void>(mean),           mean_is_double, out<double>(logsumexp),
+                               out<double>(functionals),  top_k,          out<int64_t>(top_indices),
+                               out<double>(top_distances)};
+    Outcome outcome;
+    {
+        const py::gil_scoped_release unlocked;
+        outcome = pass.finish(output);
+    }
+    return py::make_tuple(outcome.status == Status::nothing_eligible,
+                          outcome.status == Status::too_few_eligible, outcome.query,
+                          outcome.eligible);
+}
+
+void bind_pass(py::module_& module) {
+    using cpu::u8::Pass;
+    const py::call_guard<py::gil_scoped_release> unlocked;
+    py::class_<cpu::u8::Extent>(module, "Extent").def(py::init(&extent_of));
+    py::class_<cpu::u8::PassOptions>(module, "PassOptions").def(py::init(&options_of));
+    module.def("find_undecided", &find_undecided);
+    py::class_<Pass>(module, "Pass")
+        .def(py::init(&make_pass))
+        .def("add", &add_rows)
+        .def("state_size", &Pass::state_size)
+        .def("kept_bytes", &Pass::kept_bytes)
+        .def(
+            "write_state", [](Pass& pass, uintptr_t to) { pass.write_state(out<double>(to)); },
+            unlocked)
+        .def(
+            "read_state", [](Pass& pass, uintptr_t from) { pass.read_state(in<double>(from)); },
+            unlocked)
+        .def(
+            "merge_after", [](Pass& pass, uintptr_t from) { pass.merge_after(in<double>(from)); },
+            unlocked)
+        .def("finish", &finish_pass);
+}
+
+void byte_norms(uintptr_t data, int64_t rows, int64_t features, uintptr_t norms, int threads) {
+    bool done = false;
+    {
+        const py::gil_scoped_release unlocked;
+        done = cpu::byte_norms(in<uint8_t>(data), rows, features, out<int64_t>(norms),
+                               control_with(threads));
+    }
+    if (!done) throw py::error_already_set();
+}
+
 py::dict instruction_sets() {
     py::dict states;
     for (const cpu::IsaState& state : cpu::instruction_sets()) {
@@ -130,6 +226,8 @@ PYBIND11_MODULE(_native, module) {
     py::class_<Arguments>(module, "Arguments").def(py::init(&Arguments::make));
     module.def("moments", &moments);
     module.def("covariance_product", &covariance_product);
+    bind_pass(module);
+    module.def("byte_norms", &byte_norms);
     module.def("instruction_sets", &instruction_sets,
                "Every instruction set of this build, with why it cannot run here or ''.");
     module.def("measure_read_bandwidth", &measured<cpu::measure_read_bandwidth>,

@@ -49,6 +49,8 @@ class Nearest {
         return heap_.data();
     }
     int64_t count() const { return count_; }
+    // In no order.
+    const Neighbour& operator[](int64_t i) const { return heap_[i]; }
 
   private:
     int64_t k_ = 0;

@@ -22,11 +22,10 @@ double largest_magnitude(const double* x, int64_t features) {
 }  // namespace
 
 QueryBlock::QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
-                       const Demands& demands, const Lengths& lengths)
+                       const Demands& demands, const Rows& rows, double typical_length)
     : count_(end - begin),
-      rows_{problem.features, problem.count, problem.rows ? problem.row_count : problem.count,
-            lengths.longest},
-      typical_length_(lengths.typical),
+      rows_(rows),
+      typical_length_(typical_length),
       x_(count_ * padded(rows_.features)),
       digits_(count_ * kQueryDigits * padded(rows_.features)),
       points_(count_),

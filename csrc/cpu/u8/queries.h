@@ -6,16 +6,15 @@
 #include "../../problem.h"
 #include "../../u8/query_rules.h"
 #include "../buffer.h"
-#include "../lengths.h"
 #include "kernels.h"
 
 namespace diffgen::cpu::u8 {
 
 class QueryBlock {
   public:
-    // Queries [begin, end) of the problem.
+    // Queries [begin, end) of the problem, for these rows, whose typical length is given.
     QueryBlock(const Problem& problem, const Kernels& kernels, int64_t begin, int64_t end,
-               const Demands& demands, const Lengths& lengths);
+               const Demands& demands, const Rows& rows, double typical_length);
 
     int64_t count() const { return count_; }
     int64_t point_count() const { return point_count_; }

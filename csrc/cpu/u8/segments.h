@@ -13,41 +13,83 @@ namespace diffgen::cpu::u8 {
 
 using namespace diffgen::u8;
 
+// Rows of a set that lie one after another, with what goes with each: the ids ascend, and the rows
+// of a segment come together.
+struct RowBlock {
+    const uint8_t* data;        // (count, features)
+    int64_t first;              // id of the first row
+    const int64_t* ids;         // (count,), or null where they follow one another
+    const double* norms;        // (count,), see Problem
+    const double* log_weights;  // (count,) or null
+    int64_t count;
+};
+
 // Eligible rows, numbered in ascending order of their ids.
 class Segments {
   public:
-    explicit Segments(const Problem& problem) : problem_(problem) {
-        const int64_t rows = problem.rows ? problem.row_count : problem.count;
+    // Those of a problem, whose rows, norms and weights are found by id.
+    explicit Segments(const Problem& problem)
+        : by_id_(true),
+          features_(problem.features),
+          first_(0),
+          ids_(problem.rows),
+          data_(static_cast<const uint8_t*>(problem.data)),
+          norms_(problem.norms),
+          log_weights_(problem.log_weights) {
+        divide(problem.rows ? problem.row_count : problem.count);
+    }
+
+    // Those of a block.
+    Segments(const RowBlock& block, int64_t features)
+        : by_id_(false),
+          features_(features),
+          first_(block.first),
+          ids_(block.ids),
+          data_(block.data),
+          norms_(block.norms),
+          log_weights_(block.log_weights) {
+        divide(block.count);
+    }
+
+    int64_t count() const { return static_cast<int64_t>(begins_.size()) - 1; }
+    int64_t begin(int64_t segment) const { return begins_[static_cast<size_t>(segment)]; }
+    // Among all segments of the set.
+    int64_t number(int64_t segment) const { return id(begin(segment)) / kSegmentRows; }
+    int64_t id(int64_t at) const { return ids_ ? ids_[at] : first_ + at; }
+    const uint8_t* row(int64_t at) const { return data_ + place(at) * features_; }
+    double norm(int64_t at) const { return norms_[place(at)]; }
+    double log_weight(int64_t at) const { return log_weights_ ? log_weights_[place(at)] : 0.0; }
+
+  private:
+    int64_t place(int64_t at) const { return by_id_ ? id(at) : at; }
+
+    void divide(int64_t rows) {
         begins_.push_back(0);
-        if (problem.rows == nullptr) {
-            for (int64_t at = kSegmentRows; at < rows; at += kSegmentRows) begins_.push_back(at);
+        if (ids_ == nullptr) {
+            int64_t at = kSegmentRows - first_ % kSegmentRows;
+            for (; at < rows; at += kSegmentRows) begins_.push_back(at);
         } else {
             for (int64_t at = 1; at < rows; ++at) {
-                const bool next =
-                    problem.rows[at] / kSegmentRows != problem.rows[at - 1] / kSegmentRows;
-                if (next) begins_.push_back(at);
+                if (ids_[at] / kSegmentRows != ids_[at - 1] / kSegmentRows) begins_.push_back(at);
             }
         }
         if (rows > 0) begins_.push_back(rows);
     }
 
-    int64_t count() const { return static_cast<int64_t>(begins_.size()) - 1; }
-    int64_t begin(int64_t segment) const { return begins_[static_cast<size_t>(segment)]; }
-    int64_t id(int64_t at) const { return problem_.rows ? problem_.rows[at] : at; }
-    const uint8_t* row(int64_t at) const {
-        return static_cast<const uint8_t*>(problem_.data) + id(at) * problem_.features;
-    }
-
-  private:
-    const Problem& problem_;
+    bool by_id_;
+    int64_t features_;
+    int64_t first_;
+    const int64_t* ids_;
+    const uint8_t* data_;
+    const double* norms_;
+    const double* log_weights_;
     std::vector<int64_t> begins_;
 };
 
 class Tile {
   public:
-    explicit Tile(const Problem& problem)
-        : problem_(problem),
-          capacity_(tile_rows(problem.features)),
+    explicit Tile(int64_t features)
+        : capacity_(tile_rows(features)),
           rows_(capacity_),
           ahead_(capacity_),
           early_(capacity_),
@@ -64,13 +106,12 @@ class Tile {
         count_ = end - begin;
         place_ = begin - segments.begin(segment);
         for (int64_t r = 0; r < count_; ++r) {
-            const int64_t id = segments.id(begin + r);
-            ids_[r] = id;
+            ids_[r] = segments.id(begin + r);
             rows_[r] = segments.row(begin + r);
             ahead_[r] = end + r < last ? segments.row(end + r) : rows_[r];
             early_[r] = r % 4 ? ahead_[r] : rows_[r];
-            norms_[r] = problem_.norms[id];
-            log_weights_[r] = problem_.log_weights ? problem_.log_weights[id] : 0.0;
+            norms_[r] = segments.norm(begin + r);
+            log_weights_[r] = segments.log_weight(begin + r);
         }
         fetch_ = end < last;
     }
@@ -95,7 +136,6 @@ class Tile {
     }
 
   private:
-    const Problem& problem_;
     int64_t capacity_;
     int64_t count_ = 0;
     int64_t place_ = 0;

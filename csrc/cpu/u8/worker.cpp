@@ -8,8 +8,8 @@ namespace diffgen::cpu::u8 {
 Worker::Worker(const Task& task, int64_t queries)
     : task_(task),
       kernels_(task.kernels),
-      features_(task.problem.features),
-      tile_(task.problem),
+      features_(task.features),
+      tile_(task.features),
       plan_(queries, task.forced_planes),
       planes_(static_cast<size_t>(queries)),
       plane_products_((queries + 1) * kQueryDigits * tile_.capacity()),
@@ -52,8 +52,9 @@ void Worker::forget() {
     planned_for_ = nullptr;
 }
 
-void Worker::run(const QueryBlock& queries, int64_t segment, const std::atomic<double>* known,
-                 Posterior* parts, StopSign& stop, bool on_caller) {
+void Worker::run(const QueryBlock& queries, const Segments& segments, int64_t segment,
+                 const std::atomic<double>* known, Posterior* parts, StopSign& stop,
+                 bool on_caller) {
     queries_ = &queries;
     if (planned_for_ != &queries) {
         planned_for_ = &queries;
@@ -65,10 +66,10 @@ void Worker::run(const QueryBlock& queries, int64_t segment, const std::atomic<d
         pending_[i].best = -INFINITY;
         if (task_.top_k > 0) parts[i].nearest.clear();
     }
-    const int64_t last = task_.segments.begin(segment + 1);
-    for (int64_t at = task_.segments.begin(segment); at < last; at += tile_.capacity()) {
+    const int64_t last = segments.begin(segment + 1);
+    for (int64_t at = segments.begin(segment); at < last; at += tile_.capacity()) {
         if (stop.check(on_caller)) return;
-        tile_.load(task_.segments, segment, at);
+        tile_.load(segments, segment, at);
         form_products();
         plan_.count_tile();
         sums_.clear();

@@ -21,9 +21,8 @@ namespace diffgen::cpu::u8 {
 
 // What a call asks for, and how.
 struct Task {
-    const Problem& problem;
     const Kernels& kernels;
-    const Segments& segments;
+    int64_t features;
     int64_t top_k = 0;
     bool functionals = false;
     int forced_planes = 0;  // digits that screen, 0 to choose them
@@ -36,8 +35,8 @@ class Worker {
     // The posterior of each query over a segment; `parts` have room for their means. `known` are
     // references that the segments before are sure to reach. Stops early when it is told to, with
     // parts that mean nothing.
-    void run(const QueryBlock& queries, int64_t segment, const std::atomic<double>* known,
-             Posterior* parts, StopSign& stop, bool on_caller);
+    void run(const QueryBlock& queries, const Segments& segments, int64_t segment,
+             const std::atomic<double>* known, Posterior* parts, StopSign& stop, bool on_caller);
 
     // A new block of queries may stand where another was.
     void forget();
