@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffgen.errors import DataError
-from diffgen.readers import archive, assemble, limits, open_source, packed
+from diffgen.readers import archive, assemble, limits, open_source, packing
 from diffgen.readers import source as source_module
 from diffgen.training_set import TrainingSet
 
@@ -581,7 +581,7 @@ def test_damaged_images_are_refused(content, tmp_path):
 @pytest.fixture
 def packed_set(tmp_path):
     data = np.arange(60, dtype=np.uint8).reshape(10, 6)
-    packed.write(tmp_path / "p", data, labels=range(10), shard_bytes=24)
+    packing.write(tmp_path / "p", data, labels=range(10), shard_bytes=24)
     return tmp_path / "p"
 
 
@@ -669,7 +669,7 @@ def write_safetensors(folder, data):
 
 
 def write_packed(folder, data):
-    packed.write(folder / "p", data)
+    packing.write(folder / "p", data)
     return folder / "p", "p/data_00000.npy"
 
 

@@ -18,7 +18,7 @@ import tqdm.auto
 from PIL import Image
 
 from diffgen.errors import DataError
-from diffgen.readers import FORMATS, assemble, open_source, packed
+from diffgen.readers import FORMATS, assemble, open_source, packing
 from diffgen.readers import source as source_module
 from diffgen.training_set import TrainingSet
 
@@ -71,8 +71,15 @@ def write_safetensors(folder, data, labels):
 
 
 def write_packed(folder, data, labels):
-    packed.write(folder / "packed", data, labels=labels, shard_bytes=4 * data[0].nbytes)
+    packing.write(folder / "packed", data, labels=labels, shard_bytes=4 * data[0].nbytes)
     return folder / "packed"
+
+
+def write_sharded(folder, data, labels):
+    (folder / "shards").mkdir()
+    for number, rows in enumerate(np.array_split(data, 3)):
+        np.save(folder / "shards" / f"part-{number}.npy", rows)
+    return folder / "shards"
 
 
 def write_image_folder(folder, data, labels):
@@ -601,7 +608,7 @@ def test_cifar_labels_out_of_range_are_refused(tmp_path):
 @pytest.mark.parametrize("shard_rows", [1, 4, 11, 100])
 def test_packed_set_round_trips(shard_rows, tmp_path, block_bytes):
     data = images()
-    packed.write(tmp_path / "p", torch.from_numpy(data), shard_bytes=shard_rows * data[0].nbytes)
+    packing.write(tmp_path / "p", torch.from_numpy(data), shard_bytes=shard_rows * data[0].nbytes)
     rows, labels = read(tmp_path / "p")
     assert np.array_equal(rows.numpy(), data) and labels is None
     shards = [name for name in os.listdir(tmp_path / "p") if name.startswith("data_")]
@@ -612,19 +619,19 @@ def test_packed_set_round_trips(shard_rows, tmp_path, block_bytes):
 def test_packed_set_is_written_from_any_source(tmp_path, block_bytes):
     path = write_edm_zip(tmp_path, images(), np.arange(11))
     with open_source(path) as source:
-        packed.write(tmp_path / "p", source, shard_bytes=500)
+        packing.write(tmp_path / "p", source, shard_bytes=500)
     rows, labels = read(tmp_path / "p")
     assert np.array_equal(rows.numpy(), images()) and labels.tolist() == list(range(11))
 
 
 def test_packed_set_is_not_overwritten(tmp_path):
-    packed.write(tmp_path / "p", images())
+    packing.write(tmp_path / "p", images())
     with pytest.raises(FileExistsError, match="new or empty folder"):
-        packed.write(tmp_path / "p", images())
+        packing.write(tmp_path / "p", images())
     with pytest.raises(ValueError, match="data must be uint8"):
-        packed.write(tmp_path / "q", np.zeros((3, 2), np.float32))
+        packing.write(tmp_path / "q", np.zeros((3, 2), np.float32))
     with pytest.raises(ValueError, match=r"labels must have shape"):
-        packed.write(tmp_path / "q", images(), labels=[1])
+        packing.write(tmp_path / "q", images(), labels=[1])
     assert not (tmp_path / "q").exists()
 
 
@@ -632,10 +639,10 @@ def test_interrupted_packing_leaves_no_set(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packed.json, "dump", fail)
+    monkeypatch.setattr(packing, "_describe", fail)
     with pytest.raises(KeyboardInterrupt):
-        packed.write(tmp_path / "p", images())
-    with pytest.raises(DataError, match="must hold images"):
+        packing.write(tmp_path / "p", images())
+    with pytest.raises(DataError, match="must hold images or a finished set, got"):
         read(tmp_path / "p")
 
 

@@ -18,6 +18,7 @@ from diffgen.readers.npy import open_npy
 from diffgen.readers.npz import open_npz
 from diffgen.readers.packed import META_FILE, open_packed
 from diffgen.readers.safetensors import open_safetensors
+from diffgen.readers.sharded import is_sharded, open_sharded
 from diffgen.readers.source import LabelRequest, Source, assemble
 
 __all__ = ["FORMATS", "Format", "LabelRequest", "Source", "assemble", "open_source"]
@@ -57,6 +58,11 @@ FORMATS: tuple[Format, ...] = (
     Format("packed set (a folder with meta.json)", _folder_with(META_FILE), open_packed),
     Format("CIFAR-10 folder", lambda path: find_folder(path) is not None, open_cifar10),
     Format("EDM dataset folder (with dataset.json)", _folder_with(LABEL_FILE), open_edm),
+    Format(
+        "folder of shards (.npy, .npz, .safetensors, EDM .zip or packed sets)",
+        is_sharded,
+        open_sharded,
+    ),
     Format("folder of images", os.path.isdir, open_image_folder),
 )
 """The formats, tried in this order."""

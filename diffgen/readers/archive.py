@@ -10,7 +10,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -21,6 +21,9 @@ from diffgen.readers.pread import PreadFile, PreadStream
 MAX_TAR_BYTES = 1 << 30
 """Most bytes that are unpacked of a .tar.gz while its members are looked for; CIFAR-10 has
 0.2 GB."""
+
+LOCAL_HEADER_BYTES = 30
+"""Bytes in front of the name of a member; the last four count those of the name and after it."""
 
 DAMAGE = (
     zipfile.BadZipFile,
@@ -108,6 +111,37 @@ class SafeZip:
         """Declared size of a member, unpacked, in bytes."""
         return self._members[name].file_size
 
+    @property
+    def file(self) -> PreadFile:
+        """The archive as a file; closing the archive closes it."""
+        return self._file
+
+    def stored_at(self, name: str) -> int | None:
+        """Byte of the file where a member lies as it is; None when it is deflated.
+
+        The checksum is not compared by whoever reads there: see ``crc``.
+        """
+        info = self._members[name]
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            return None
+        # Opened first: zipfile compares the member's own header with the directory.
+        with self.open(name):
+            header = self._file.read(info.header_offset, LOCAL_HEADER_BYTES)
+        name_bytes, extra_bytes = struct.unpack_from("<HH", header, LOCAL_HEADER_BYTES - 4)
+        return info.header_offset + LOCAL_HEADER_BYTES + int(name_bytes) + int(extra_bytes)
+
+    def crc(self, name: str) -> int:
+        """Checksum that a member declares."""
+        return self._members[name].CRC
+
+    def check(self, names: Sequence[str] = ()) -> None:
+        """``DataError`` when the archive is not any more the file that was opened.
+
+        Args:
+            names: Members that are meant; any of them is the whole archive.
+        """
+        self._file.check()
+
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """Open a member as a stream; damage in it is a ``DataError``."""
@@ -132,6 +166,24 @@ class SafeZip:
         """Close the archive."""
         self._zip.close()
         self._file.close()
+
+
+class Crc32:
+    """The checksum of zip archives, as a running digest."""
+
+    name = "crc32"
+
+    def __init__(self, content: bytes = b"") -> None:
+        """Start, over some bytes."""
+        self._value = zlib.crc32(content)
+
+    def update(self, content: bytes | memoryview, /) -> None:
+        """Take in more bytes."""
+        self._value = zlib.crc32(content, self._value)
+
+    def hexdigest(self) -> str:
+        """The value, as eight hexadecimal digits."""
+        return f"{self._value:08x}"
 
 
 class _Limited(io.RawIOBase):

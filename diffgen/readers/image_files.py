@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffgen.errors import DataError
 from diffgen.readers.archive import SafeZip
+from diffgen.readers.descriptors import Identity
 from diffgen.readers.images import OTHER_SUFFIXES, SUFFIXES, image_source
 from diffgen.readers.limits import MAX_MEMBER_BYTES
 from diffgen.readers.members import check_request, refuse_member
@@ -33,6 +34,7 @@ class _Place(Protocol):
     def names(self) -> list[str]: ...
     def read(self, name: str, limit: int = MAX_MEMBER_BYTES) -> bytes: ...
     def packed_bytes(self) -> int: ...
+    def check(self, names: Sequence[str]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -49,7 +51,9 @@ class Folder:
             DataError: A link to a folder, or something that is no file, is among them.
         """
         self.path = path
-        self._sizes: dict[str, int] = {}
+        self._bytes = 0
+        # A hash of what identifies a file, and not that itself: there may be a million of them.
+        self._identities: dict[str, int] = {}
         pending = [""]
         while pending:
             inside = pending.pop()
@@ -63,22 +67,38 @@ class Folder:
                     elif entry.is_dir():
                         raise DataError(f"{path}: {name} must be a folder, got a link to one")
                     elif entry.is_file():
-                        self._sizes[name] = entry.stat().st_size
+                        status = entry.stat()
+                        self._bytes += status.st_size
+                        self._identities[name] = hash(Identity.of(status))
                     else:
                         raise DataError(f"{path}: {name} must be a regular file")
 
     def names(self) -> list[str]:
         """Names of the files, relative to the folder, with ``/`` between their parts."""
-        return list(self._sizes)
+        return list(self._identities)
 
     def packed_bytes(self) -> int:
         """Bytes of all files together."""
-        return sum(self._sizes.values())
+        return self._bytes
 
     def read(self, name: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
         """The bytes of a file, at most ``limit``."""
         with PreadFile(os.path.join(self.path, name)) as file:
+            self._compare(name, file.identity)
             return file.read_all(limit)
+
+    def check(self, names: Sequence[str]) -> None:
+        """``DataError`` when a file of these is not any more the one that was listed."""
+        for name in names:
+            try:
+                status = os.stat(os.path.join(self.path, name))
+            except OSError as error:
+                raise DataError(f"{self.path}: {name}: {error.strerror}") from error
+            self._compare(name, Identity.of(status))
+
+    def _compare(self, name: str, identity: Identity) -> None:
+        if hash(identity) != self._identities[name]:
+            raise DataError(f"{self.path}: {name}: must not change while the folder is open")
 
     def close(self) -> None:
         """Close nothing."""
@@ -174,5 +194,9 @@ def _source(place: _Place, names: list[str], labels: Tensor | None) -> Source:
         check_shape(where, header.shape)
         return read_all(stream, header, where, MAX_MEMBER_BYTES)
 
-    close: Callable[[], None] = place.close
-    return image_source(place.path, names, read, place.packed_bytes(), labels, close)
+    described = [LABEL_FILE] if LABEL_FILE in place.names() else []
+
+    def check() -> None:
+        place.check([*described, *names])
+
+    return image_source(place.path, names, read, place.packed_bytes(), labels, place.close, check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffgen.errors import DataError
 from diffgen.readers.limits import check_expansion
+from diffgen.readers.random_access import blocks_of
 from diffgen.readers.source import Array, Source, nothing
 
 Image: TypeAlias = Any
@@ -97,6 +98,7 @@ def image_source(
     packed_bytes: int,
     labels: Tensor | None = None,
     close: Callable[[], None] = nothing,
+    check: Callable[[], None] = nothing,
 ) -> Source:
     """Images, each in a file of its own, as a source.
 
@@ -107,6 +109,7 @@ def image_source(
         packed_bytes: Bytes of all files together, as they are stored.
         labels: ``(N,)`` int64, or None.
         close: Lets go of the archive.
+        check: See ``Source``.
 
     Returns:
         Rows ``(N, C, H, W)``, uint8 unless the members are arrays of another type.
@@ -134,18 +137,15 @@ def image_source(
     shape = (len(names), *first.shape)
     check_expansion(path, prod(shape) * first.dtype.itemsize, packed_bytes)
 
-    def blocks(rows: int) -> Iterator[Tensor]:
-        buffer = torch.empty((min(rows, len(names)), *first.shape), dtype=first.dtype)
-        for start in range(0, len(names), rows):
-            chunk = names[start : start + rows]
-            for row, name in enumerate(chunk):
-                image = load(name, tuple(first.shape))
-                if image.shape != first.shape or image.dtype != first.dtype:
-                    raise DataError(
-                        f"{path}: {name}: must have shape {tuple(first.shape)} and type "
-                        f"{first.dtype} of {names[0]}, got {tuple(image.shape)} and {image.dtype}"
-                    )
-                buffer[row] = image
-            yield buffer[: len(chunk)]
+    def fill(out: Tensor, start: int) -> None:
+        for row, name in enumerate(names[start : start + len(out)]):
+            image = load(name, tuple(first.shape))
+            if image.shape != first.shape or image.dtype != first.dtype:
+                raise DataError(
+                    f"{path}: {name}: must have shape {tuple(first.shape)} and type "
+                    f"{first.dtype} of {names[0]}, got {tuple(image.shape)} and {image.dtype}"
+                )
+            out[row] = image
 
-    return Source(path, shape, first.dtype, blocks, labels, close)
+    blocks = blocks_of(fill, shape, first.dtype)
+    return Source(path, shape, first.dtype, blocks, labels, close, fill, check)

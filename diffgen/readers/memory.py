@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from diffgen.readers.pread import Layout
 from diffgen.readers.source import (
     STORED_TYPES,
     Array,
+    Source,
     assemble,
     to_stored_type,
     type_name,
@@ -33,21 +35,22 @@ class Loaded:
 
     Attributes:
         data: ``(N, *S)``, contiguous, one of the stored types; shared with the caller where the
-            caller's was so already.
+            caller's was so already. Or the open file behind a memory map, where its rows stay.
         labels: Labels that came with the rows, ``(N,)`` int64, or None.
         mapped: File and layout behind a memory map, or None.
     """
 
-    data: Tensor
+    data: Tensor | Source
     labels: Tensor | None = None
     mapped: tuple[str, Layout] | None = None
 
 
-def load(data: Data) -> Loaded:
+def load(data: Data, stays: Callable[[tuple[int, ...], torch.dtype], bool]) -> Loaded:
     """Bring data of any accepted kind into one contiguous tensor.
 
     Args:
         data: ``(N, *S)`` tensor or array; or a dataset or loader of ``x`` or ``(x, y)``.
+        stays: Whether rows of this shape and type stay in the file of a memory map.
 
     Raises:
         TypeError: Another kind of object or another element type.
@@ -57,7 +60,7 @@ def load(data: Data) -> Loaded:
     if isinstance(data, Tensor):
         return Loaded(_checked(data.detach()).contiguous())
     if isinstance(data, np.ndarray):
-        return _load_array(data)
+        return _load_array(data, stays)
     if isinstance(data, Dataset | DataLoader):
         rows, labels = gather(data)
         return Loaded(_checked(rows), labels)
@@ -80,10 +83,12 @@ def _checked(data: Tensor) -> Tensor:
     return data
 
 
-def _load_array(array: Array) -> Loaded:
+def _load_array(array: Array, stays: Callable[[tuple[int, ...], torch.dtype], bool]) -> Loaded:
     mapped = _behind(array)
     if mapped is not None and array.size > 0 and array.ndim > 0:
         path, layout = mapped
+        if stays(layout.shape, layout.dtype):
+            return Loaded(pread.reopen(path, layout), mapped=mapped)
         with pread.reopen(path, layout) as source:
             return Loaded(_checked(assemble(source)), mapped=mapped)
     if array.dtype.name == "bfloat16":  # of ml_dtypes: NumPy has none of its own

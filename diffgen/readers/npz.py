@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import IO
 
 import torch
 from torch import Tensor
 
 from diffgen.errors import DataError
-from diffgen.readers.archive import SafeZip
+from diffgen.readers.archive import Crc32, SafeZip
 from diffgen.readers.limits import MAX_MEMBER_BYTES
 from diffgen.readers.members import choose_data, choose_labels
-from diffgen.readers.npy import read_all, read_header, stored_type, to_labels
-from diffgen.readers.pread import swap_bytes
-from diffgen.readers.source import LabelRequest, Source, byte_view, check_shape
+from diffgen.readers.npy import Header, read_all, read_header, stored_type, to_labels
+from diffgen.readers.pread import Layout, PreadFile, layout_source, swap_bytes
+from diffgen.readers.random_access import FirstPass
+from diffgen.readers.source import LabelRequest, Source, byte_view, check_shape, row_bytes
 
 
 def open_npz(path: str, member: str | None, labels: LabelRequest) -> Source:
@@ -48,6 +50,14 @@ def open_npz(path: str, member: str | None, labels: LabelRequest) -> Source:
             f"got {archive.size(name)}"
         )
     dtype = stored_type(header, where)
+    place = archive.stored_at(name)
+    if place is not None:
+        crc = archive.crc(name)
+        return replace(
+            _stored_source(archive.file, where, place, offset, header, dtype, crc),
+            labels=found,
+            close=archive.close,
+        )
 
     def blocks(rows: int) -> Iterator[Tensor]:
         total = header.shape[0]
@@ -63,7 +73,30 @@ def open_npz(path: str, member: str | None, labels: LabelRequest) -> Source:
             # Reading to the end makes zipfile compare the checksum.
             stream.read(1)
 
-    return Source(path, header.shape, dtype, blocks, found, archive.close)
+    return Source(path, header.shape, dtype, blocks, found, archive.close, check=archive.check)
+
+
+def _stored_source(
+    file: PreadFile,
+    where: str,
+    place: int,
+    offset: int,
+    header: Header,
+    dtype: torch.dtype,
+    crc: int,
+) -> Source:
+    """A member that is not deflated, read from the archive at any place.
+
+    Its checksum is compared when its rows have been read in order for the first time.
+    """
+
+    def start() -> Crc32:
+        return Crc32(file.read(place, offset))
+
+    rows, width = header.shape[0], row_bytes(header.shape, dtype)
+    bad = f"{where}: damaged archive: Bad CRC-32"
+    layout = Layout(header.shape, dtype, place + offset, swapped=not header.dtype.isnative)
+    return layout_source(file, layout, seen=FirstPass(bad, rows, width, start, f"{crc:08x}"))
 
 
 def _read_labels(archive: SafeZip, name: str) -> Tensor:

@@ -29,7 +29,7 @@ class Origin:
 
     def load(self) -> Tensor:
         """Read the rows again, ``(N, *S)`` on the CPU."""
-        with self._open() as source:
+        with self.open() as source:
             data = assemble(source)
         return data if self.rows is None else data[self.rows]
 
@@ -37,7 +37,8 @@ class Origin:
         """The origin of some of these rows."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-    def _open(self) -> Source:
+    def open(self) -> Source:
+        """Open the file again, with all its rows."""
         if self.layout is not None:
             return reopen(self.path, self.layout)
         return open_source(self.path, self.member, labels=False)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,14 +17,27 @@ import torch
 from torch import Tensor
 
 from diffgen.errors import DataError
+from diffgen.readers.descriptors import Descriptor, Identity
+from diffgen.readers.random_access import blocks_of
 from diffgen.readers.source import Source, byte_view, check_shape, row_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+MAX_CALL_BYTES = 64 << 20
+"""Most bytes asked of the system at once: between two calls Ctrl-C is heard, and macOS refuses
+2 GiB."""
+
+ROWS_PER_CALL = 256
+"""Rows with gaps between them that are read by one call; systems take 1,024 pieces."""
+
+MAX_GAP_BYTES = 4096
+"""Longest gap between rows that is read along with them: a page, which the disk reads anyway."""
+
+
 class PreadFile:
-    """A regular file, open for reading at given offsets."""
+    """A regular file, open for reading at given offsets from any thread."""
 
     def __init__(self, path: str) -> None:
         """Open the file and note its size.
@@ -37,14 +49,12 @@ class PreadFile:
             FileNotFoundError: Nothing is there.
             DataError: It is not a regular file.
         """
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{path}: must be a regular file")
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._descriptor).st_size
+        self._descriptor = Descriptor(path)
+        self.size = self._descriptor.identity.size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill a buffer with the bytes from ``offset`` on.
+        """Fill a buffer with the bytes from ``offset`` on, without the interpreter's lock.
 
         Args:
             buffer: Writable bytes.
@@ -53,10 +63,54 @@ class PreadFile:
         Raises:
             DataError: The file ends before the buffer is full, or cannot be read.
         """
+        descriptor = self._descriptor.acquire()
+        try:
+            self._fill(descriptor, buffer, offset)
+        finally:
+            self._descriptor.release()
+
+    def read_rows(self, buffer: memoryview, offset: int, row_bytes: int, stride: int) -> None:
+        """Fill a buffer with rows that lie apart.
+
+        Args:
+            buffer: Writable bytes, a multiple of ``row_bytes``.
+            offset: Where the first row starts, in bytes.
+            row_bytes: Bytes of a row.
+            stride: Bytes from the start of a row to that of the next, at least 0.
+
+        Raises:
+            DataError: The file ends before the last row does, or cannot be read.
+        """
+        gap_bytes = stride - row_bytes
+        gap = memoryview(bytearray(gap_bytes if 0 < gap_bytes <= MAX_GAP_BYTES else 0))
+        descriptor = self._descriptor.acquire()
+        try:
+            for start in range(0, len(buffer), row_bytes * ROWS_PER_CALL):
+                part = buffer[start : start + row_bytes * ROWS_PER_CALL]
+                place = offset + start // row_bytes * stride
+                rows = [part[at : at + row_bytes] for at in range(0, len(part), row_bytes)]
+                if gap and self._fill_pieces(descriptor, rows, gap, place):
+                    continue
+                for number, row in enumerate(rows):
+                    self._fill(descriptor, row, place + number * stride)
+        finally:
+            self._descriptor.release()
+
+    def _fill_pieces(
+        self, descriptor: int, rows: list[memoryview], gap: memoryview, offset: int
+    ) -> bool:
+        """Rows and the short gaps between them in one call; False where it did not do it all."""
+        pieces = [piece for row in rows for piece in (row, gap)][:-1]
+        try:
+            return os.preadv(descriptor, pieces, offset) == sum(map(len, pieces))
+        except OSError:
+            return False
+
+    def _fill(self, descriptor: int, buffer: memoryview, offset: int) -> None:
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+                count = os.preadv(descriptor, [buffer[done : done + MAX_CALL_BYTES]], offset + done)
             except OSError as error:
                 raise DataError(f"{self.path}: {error} at byte {offset + done}") from error
             if count == 0:
@@ -82,11 +136,18 @@ class PreadFile:
             raise DataError(f"{self.path}: must have at most {limit} bytes, got {self.size}")
         return self.read(0, self.size)
 
+    @property
+    def identity(self) -> Identity:
+        """What the file was when it was opened."""
+        return self._descriptor.identity
+
+    def check(self) -> None:
+        """``DataError`` when the file is not any more the one that was opened."""
+        self._descriptor.check()
+
     def close(self) -> None:
         """Close the file; a second time does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._descriptor.close()
 
     def __enter__(self) -> PreadFile:
         """Return the file itself."""
@@ -100,11 +161,6 @@ class PreadFile:
     ) -> None:
         """Close the file."""
         self.close()
-
-    def __del__(self) -> None:
-        """Close a file that nobody closed."""
-        if getattr(self, "_descriptor", -1) >= 0:
-            self.close()
 
 
 class PreadStream(io.RawIOBase):
@@ -171,16 +227,23 @@ class Layout:
     swapped: bool = False
 
 
-def layout_source(file: PreadFile, layout: Layout, labels: Tensor | None = None) -> Source:
+def layout_source(
+    file: PreadFile,
+    layout: Layout,
+    labels: Tensor | None = None,
+    seen: Callable[[int, memoryview], None] | None = None,
+) -> Source:
     """Rows at a known place of a file, as a source.
 
     Args:
         file: The open file; the source closes it.
         layout: Where the rows are.
         labels: ``(N,)`` int64, or None.
+        seen: Called with the number of the first row and the bytes of every read, as they are in
+            the file.
 
     Returns:
-        A source whose blocks share one buffer.
+        A source whose rows are read straight to where they are wanted, at any place.
 
     Raises:
         DataError: The file is too short for the layout, or holds no rows.
@@ -195,31 +258,28 @@ def layout_source(file: PreadFile, layout: Layout, labels: Tensor | None = None)
             f"{layout.dtype.itemsize}-byte elements needs bytes up to {end}: truncated"
         )
 
-    def blocks(rows: int) -> Iterator[Tensor]:
-        total = layout.shape[0]
-        buffer = torch.empty((min(rows, total), *layout.shape[1:]), dtype=layout.dtype)
-        memory = byte_view(buffer)
-        for start in range(0, total, rows):
-            count = min(rows, total - start)
-            place = layout.offset + start * stride
-            if stride == bytes_each:
-                file.read_into(memory[: count * bytes_each], place)
-            else:
-                for row in range(count):
-                    target = memory[row * bytes_each : (row + 1) * bytes_each]
-                    file.read_into(target, place + row * stride)
-            block = buffer[:count]
-            if layout.swapped:
-                swap_bytes(block)
-            yield block
+    def fill(out: Tensor, first: int) -> None:
+        memory = byte_view(out)
+        place = layout.offset + first * stride
+        if stride == bytes_each:
+            file.read_into(memory, place)
+        else:
+            file.read_rows(memory, place, bytes_each, stride)
+        if seen is not None:
+            seen(first, memory)
+        if layout.swapped:
+            swap_bytes(out)
 
-    return Source(file.path, layout.shape, layout.dtype, blocks, labels, file.close)
+    blocks = blocks_of(fill, layout.shape, layout.dtype)
+    return Source(
+        file.path, layout.shape, layout.dtype, blocks, labels, file.close, fill, file.check
+    )
 
 
 def swap_bytes(block: Tensor) -> None:
-    """Reverse the bytes of each element, in place."""
-    elements = block.reshape(-1).view(torch.uint8).view(-1, block.dtype.itemsize)
-    elements.copy_(elements.flip(1))
+    """Reverse the bytes of each element, in place and without a copy."""
+    elements = block.reshape(-1).view(torch.uint8).numpy().view(f"u{block.dtype.itemsize}")
+    elements.byteswap(inplace=True)
 
 
 def reopen(path: str, layout: Layout) -> Source:

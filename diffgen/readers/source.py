@@ -7,8 +7,9 @@ consecutive blocks; ``assemble`` puts them into one tensor.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffgen.errors import DataError
+from diffgen.readers.random_access import Blocks, Fill, InOrder, blocks_of, fill_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -52,18 +54,70 @@ class Source:
             first row to the last. A block may be a reused buffer: it is valid until the next one.
         labels: ``(N,)`` int64, or None.
         close: Lets go of the file.
+        fill: Reads rows at any place, see ``Fill``; None takes them from ``blocks``, in order.
+        check: ``DataError``, naming the file, when one of those that the rows come from is not any
+            more the file that was opened: replaced, written to, or gone. It only asks the system.
+        norms: What the file says of the lengths of its uint8 rows, ``sum_k (u_k - 128)^2``,
+            ``(N,)`` int64; or None.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    blocks: Callable[[int], Iterator[Tensor]]
+    blocks: Blocks
     labels: Tensor | None = None
     close: Callable[[], None] = nothing
+    fill: Fill | None = None
+    check: Callable[[], None] = nothing
+    norms: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse a set without rows or features."""
         check_shape(self.path, self.shape)
+
+    @cached_property
+    def _fill(self) -> Fill:
+        if self.fill is not None:
+            return self.fill
+        rows = rows_per_block(self.shape, self.dtype)
+        return InOrder(self.path, self.blocks, rows, self.shape[0])
+
+    def read(self, out: Tensor, first: int) -> None:
+        """Read the rows ``first``, ``first + 1``, ... into a tensor.
+
+        Nothing of the size of ``out`` is allocated. From formats that can be read in order only, a
+        row before the last one read costs a pass over all that come before it. One thread at a
+        time may read a source; after an error or an interrupt it can be read as before.
+
+        Args:
+            out: ``(n, *S)``, contiguous, on the CPU, of the type of the source.
+            first: Number of the first row, ``0 <= first <= N - n``.
+
+        Raises:
+            ValueError: ``out`` does not fit, or the rows are not all there.
+            DataError: A file is damaged, shrank or was replaced, with the file and the place.
+
+        Example:
+            >>> source = tensor_source(torch.arange(12.0).view(6, 2))
+            >>> out = torch.empty(2, 2)
+            >>> source.read(out, 3)
+            >>> out.tolist()
+            [[6.0, 7.0], [8.0, 9.0]]
+        """
+        if out.shape[1:] != self.shape[1:] or out.ndim == 0 or out.dtype != self.dtype:
+            raise ValueError(
+                f"out must have shape (n, {str(self.shape[1:])[1:-1].rstrip(',')}) and type "
+                f"{type_name(self.dtype)}, got {tuple(out.shape)} and {type_name(out.dtype)}"
+            )
+        if not out.is_contiguous() or out.device.type != "cpu":
+            raise ValueError(f"out must be contiguous and on the CPU, got {out.device}")
+        if not 0 <= first <= self.shape[0] - len(out):
+            raise ValueError(
+                f"first must be in [0, {self.shape[0] - len(out)}] for {len(out)} of "
+                f"{self.shape[0]} rows, got {first}"
+            )
+        if len(out) > 0:
+            self._fill(out, first)
 
     def __enter__(self) -> Source:
         """Return the source itself."""
@@ -196,4 +250,30 @@ def tensor_source(data: Tensor, labels: Tensor | None = None, path: str = "data"
     def blocks(rows: int) -> Iterator[Tensor]:
         yield from data.split(rows)
 
-    return Source(path, tuple(data.shape), data.dtype, blocks, labels)
+    def fill(out: Tensor, first: int) -> None:
+        out.copy_(data[first : first + len(out)])
+
+    return Source(path, tuple(data.shape), data.dtype, blocks, labels, fill=fill)
+
+
+def join(path: str, parts: Sequence[Source], labels: Tensor | None = None) -> Source:
+    """Several sources of one sample shape and type, one behind the other, as one.
+
+    Args:
+        path: Name of the whole, for messages.
+        parts: At least one; the new source closes them.
+        labels: ``(N,)`` int64 for all rows, or None.
+    """
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    fill = fill_of([part.shape[0] for part in parts], [part._fill for part in parts])
+
+    def close() -> None:
+        for part in parts:
+            part.close()
+
+    def check() -> None:
+        for part in parts:
+            part.check()
+
+    blocks = blocks_of(fill, shape, parts[0].dtype)
+    return Source(path, shape, parts[0].dtype, blocks, labels, close, fill, check)
