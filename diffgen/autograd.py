@@ -78,6 +78,7 @@ def moments(
     mean_dtype: torch.dtype,
     backend: str,
     check_values: bool,
+    store: str = "",
 ) -> Moments:
     """The moments op, differentiable in ``query`` and ``sigma``.
 
@@ -107,11 +108,11 @@ def moments(
         if compiling:
             raise RuntimeError(NO_TRANSFORM)
     elif compiling:
-        return ops.MOMENTS(*problem, *options, mean_dtype, backend, check_values)
+        return ops.MOMENTS(*problem, *options, mean_dtype, backend, check_values, store)
     elif not needs_gradient(query, sigma, data):
         with BelowAutograd():
-            return ops.MOMENTS(*problem, *options, mean_dtype, backend, check_values)
-    wide = (*problem, *options, torch.float64, backend, check_values)
+            return ops.MOMENTS(*problem, *options, mean_dtype, backend, check_values, store)
+    wide = (*problem, *options, torch.float64, backend, check_values, store)
     mean, *others = apply(MomentsFunction, wide)
     return (mean.to(mean_dtype), *others)
 
@@ -168,7 +169,7 @@ class _Saved:
 
     def __init__(self, ctx: Any) -> None:
         *self.tensors, self.mean, self.logsumexp = ctx.saved_tensors
-        self.scale, self.offset, self.backend = ctx.settings
+        self.scale, self.offset, self.backend, self.store = ctx.settings
         query: Tensor = self.tensors[0]
         self.sigma: Tensor = self.tensors[1]
         alpha: Tensor | None = self.tensors[2]
@@ -186,6 +187,7 @@ class _Saved:
             radial,
             self.backend,
             False,
+            self.store,
         )
 
     def mean_square(self, moment: Tensor) -> Tensor:
@@ -258,7 +260,8 @@ class MomentsFunction(torch.autograd.Function):
         saved = (*inputs[:NUM_PROBLEM_TENSORS], *output[:2])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
-        ctx.settings = (inputs[10], inputs[11], inputs[15])
+        store = inputs[ops.MOMENTS_STORE] if len(inputs) > ops.MOMENTS_STORE else ""
+        ctx.settings = (inputs[10], inputs[11], inputs[15], store)
         ctx.widths = (output[2].shape[1], output[4].shape[1])
         ctx.set_materialize_grads(False)
 

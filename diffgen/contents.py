@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
-from math import inf, isfinite
-from typing import TypeAlias
+from math import inf
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,17 +17,16 @@ from diffgen.readers.class_index import (
     to_log_weights,
 )
 from diffgen.readers.origin import Origin
-from diffgen.readers.rows import squared_norms
-from diffgen.readers.source import type_name
-
-Index: TypeAlias = ArrayLike | slice | range
-
-
-class DefaultRange(tuple[float, float]):
-    """The value range nobody asked for: allowed beside floats, which have none."""
-
-
-DEFAULT_RANGE = DefaultRange((-1.0, 1.0))
+from diffgen.readers.rows import digest, squared_norms
+from diffgen.readers.source import Source, assemble
+from diffgen.set_arguments import affine, to_range
+from diffgen.sharding.agreement import compare, description, probes
+from diffgen.sharding.opening import in_memory_of, part_of_file, part_of_memory
+from diffgen.sharding.ranks import Ranks
+from diffgen.stores import placeholder
+from diffgen.streaming.opening import digest_of, is_streamed, selected
+from diffgen.streaming.place import FilePlace
+from diffgen.streaming.store import StreamedStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +34,8 @@ class Contents:
     """Rows and what belongs to them.
 
     Attributes:
-        data: Stored rows, ``(N, *S)``, contiguous.
-        norms: See ``SetView``.
+        data: Stored rows, ``(N, *S)``, contiguous; without values where there is a ``store``.
+        norms: See ``SetView``; likewise.
         labels: ``(N,)`` int64, or None.
         log_weights: See ``SetView``.
         order: See ``SetView``.
@@ -46,6 +44,7 @@ class Contents:
         value_range: Values of a stored 0 and 255; None for floats.
         flip: Whether the mirror images belong to the set.
         origin: Where the rows came from, or None.
+        store: The rows, where they are not in memory; or None.
     """
 
     data: Tensor
@@ -58,6 +57,7 @@ class Contents:
     value_range: tuple[float, float] | None
     flip: bool
     origin: Origin | None
+    store: StreamedStore | None = None
 
     @property
     def affine(self) -> tuple[float, float]:
@@ -70,25 +70,69 @@ class Contents:
         return self.data.device != self.norms.device
 
     def with_norms(self) -> Contents:
-        """The same with the norms of the data as it is now; ``DataError`` for NaN in a row."""
+        """The same with the norms of the data as it is now; ``DataError`` for NaN in a row.
+
+        Rows of a file are measured, and searched for NaN, when they are first gone through.
+        """
+        if self.store is not None:
+            return self
         where = "data" if self.origin is None else self.origin.path
         norms = squared_norms(self.data.reshape(len(self.data), -1), self.affine[0], where)
         return replace(self, norms=norms)
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Stored rows by id, ``(n,)`` int64 on the CPU; ``(n, *S)``, where the rows are."""
+        if self.store is None:
+            return self.data[ids.to(self.data.device)]
+        return self.store.place.fetch(ids).reshape(-1, *self.data.shape[1:])
+
+    def digest(self) -> str:
+        """SHA-256 of the rows; from a file, they are read through."""
+        if self.store is None:
+            return digest(self.data, self.value_range)
+        return digest_of(self._file(), self.value_range)
+
+    def _file(self) -> FilePlace:
+        assert self.store is not None
+        place = self.store.place
+        if not isinstance(place, FilePlace) or not self.store.exchange.alone:
+            raise ValueError(
+                "this needs all rows of the set, got a shard: ask the set it was cut from"
+            )
+        return place
+
+    def loaded(self) -> Contents:
+        """The same with its rows in memory."""
+        if self.store is None:
+            return self
+        data = assemble(self._file().source)
+        return replace(self, data=data, norms=torch.empty(0), store=None).with_norms()
+
     def to(self, device: torch.device | str | int, rows_on_host: bool = False) -> Contents:
-        """The same on another device, but for the rows if these are to stay in host memory."""
+        """The same on another device, but for the rows if these are to stay where they are."""
+        if self.store is not None and not rows_on_host and torch.device(device).type != "cpu":
+            if self.store.exchange.alone:
+                return self.loaded().to(device)
+            place = in_memory_of(self.store.place, device)
+            moved = replace(self, store=StreamedStore(place, self.store.exchange))
+            return moved.to(device, rows_on_host=True)
 
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device)
 
         return replace(
             self,
-            data=_on_host(self.data, device) if rows_on_host else self.data.to(device),
+            data=self._moved(device, rows_on_host),
             norms=self.norms.to(device),
             labels=move(self.labels),
             log_weights=move(self.log_weights),
             order=move(self.order),
         )
+
+    def _moved(self, device: torch.device | str | int, rows_on_host: bool) -> Tensor:
+        if self.store is not None:
+            return self.data
+        return _on_host(self.data, device) if rows_on_host else self.data.to(device)
 
     def take(self, rows: Tensor) -> Contents:
         """Some of the rows, copied, under the same classes.
@@ -105,15 +149,102 @@ class Contents:
             raise ValueError("indices must name a row with a positive weight, got none")
         labels = None if self.labels is None else self.labels[here]
         order, offsets = _index(labels, log_weights, self.num_classes)
+        data, norms, store = self._taken(rows, log_weights)
         return replace(
             self,
-            data=self.data[here],
-            norms=self.norms[here],
+            data=data,
+            norms=norms,
+            store=store,
             labels=labels,
             log_weights=log_weights,
             order=order,
             class_offsets=offsets,
             origin=None if self.origin is None else self.origin.take(rows),
+        )
+
+    def _taken(
+        self, rows: Tensor, log_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, StreamedStore | None]:
+        """Data, norms and store of some rows; few enough are taken into memory."""
+        if self.store is None:
+            here = rows.to(self.data.device)
+            return self.data[here], self.norms[here], None
+        source = selected(self._file().source, rows)
+        if is_streamed(source.shape, source.dtype, None):
+            return streamed(source, self.affine[0], log_weights)
+        data = assemble(source)
+        norms = squared_norms(data.reshape(len(data), -1), self.affine[0], source.path)
+        return data, norms, None
+
+    def renewed(self) -> Contents:
+        """The same after the rows were changed: measured anew, a file opened anew."""
+        if self.store is None:
+            return replace(self, origin=None).with_norms().to(self.norms.device, self.rows_on_host)
+        self._file()
+        return self.reopened(stays=True)
+
+    def emptied(self) -> Contents:
+        """The same without rows, for those that ``reopened`` can bring back."""
+        return replace(self, data=torch.empty(0), norms=self.norms[:0].clone(), store=None)
+
+    def reopened(self, stays: bool) -> Contents:
+        """The same with the rows of its file.
+
+        Args:
+            stays: Whether they stay there.
+        """
+        assert self.origin is not None
+        device, origin = self.norms.device, self.origin
+        if not stays:
+            data, norms = origin.load(), torch.empty(0)
+            return replace(self, data=data, norms=norms).with_norms().to(device)
+        source = origin.open() if origin.rows is None else selected(origin.open(), origin.rows)
+        data, norms, store = streamed(source, self.affine[0], self.log_weights)
+        return replace(self, data=data, norms=norms.to(device), store=store)
+
+    def sharded(
+        self, ranks: Ranks, rank: int, world_size: int, in_memory: bool | None
+    ) -> Contents:
+        """The same with the part of the rows that this process holds.
+
+        Args:
+            ranks: The processes.
+            rank: Part that this one is to hold.
+            world_size: Number of parts.
+            in_memory: Whether rows of a file are read into memory; None for what their size
+                suggests.
+
+        Raises:
+            ShardError: Another process holds another set.
+        """
+        if self.store is not None:
+            compared = digest(self.rows(probes(self.data.shape[0])), self.value_range)
+        else:
+            compared = self.digest()
+        own = description(
+            rank,
+            world_size,
+            tuple(self.data.shape),
+            self.data.dtype,
+            self.value_range,
+            self.flip,
+            self.labels,
+            self.log_weights,
+            compared,
+        )
+        compare(ranks.exchange("shard", json.dumps(own).encode()))
+        weights = None if self.log_weights is None else self.log_weights.cpu()
+        if self.store is None:
+            rows = self.data.reshape(len(self.data), -1)
+            store = part_of_memory(rows, self.norms, self.affine[0], weights, ranks)
+        else:
+            store = part_of_file(self._file(), ranks, in_memory)
+        return replace(
+            self,
+            data=placeholder(tuple(self.data.shape), self.data.dtype),
+            norms=placeholder((self.data.shape[0],), torch.float64, self.norms.device),
+            origin=None,
+            store=store,
         )
 
     def class_log_weights(self) -> Tensor:
@@ -136,8 +267,18 @@ def _on_host(data: Tensor, device: torch.device | str | int) -> Tensor:
     return data.pin_memory() if on_gpu and not data.is_pinned() else data
 
 
+def streamed(
+    source: Source, scale: float, log_weights: Tensor | None
+) -> tuple[Tensor, Tensor, StreamedStore]:
+    """Data and norms without values, and the store, of rows that stay in their file."""
+    weights = None if log_weights is None else log_weights.cpu()
+    store = StreamedStore(FilePlace(source, scale, weights))
+    norms = placeholder((source.shape[0],), torch.float64)
+    return placeholder(source.shape, source.dtype), norms, store
+
+
 def build(
-    data: Tensor,
+    data: Tensor | Source,
     labels: ArrayLike | None,
     weights: ArrayLike | None,
     value_range: tuple[float, float],
@@ -147,7 +288,8 @@ def build(
     """Check the arguments of a new set and compute what goes with its rows.
 
     Args:
-        data: ``(N, *S)``, contiguous, one of the stored types.
+        data: ``(N, *S)``, contiguous, one of the stored types; or an open source, whose rows stay
+            in their file.
         labels: ``(N,)`` integers, or None.
         weights: ``(N,)`` raw weights, or None.
         value_range: ``(lo, hi)``; ``DEFAULT_RANGE`` for floats.
@@ -159,17 +301,23 @@ def build(
         ValueError: A wrong shape or a value out of range.
         DataError: NaN or an infinity in a row.
     """
-    count = len(data)
-    if flip and data.ndim < 3:
+    count = data.shape[0]
+    if flip and len(data.shape) < 3:
         raise ValueError(f"flip needs samples of shape (..., H, W), got {tuple(data.shape[1:])}")
-    kept_range = _to_range(data.dtype, value_range)
+    kept_range = to_range(data.dtype, value_range)
     numbers = None if labels is None else to_labels(labels, count)
     log_weights = None if weights is None else to_log_weights(weights, count)
     num_classes = 0 if numbers is None else int(numbers.max()) + 1
     order, offsets = _index(numbers, log_weights, num_classes)
+    store = None
+    if isinstance(data, Source):
+        data, norms, store = streamed(data, affine(kept_range)[0], log_weights)
+    else:
+        norms = torch.empty(0, device=data.device)
     contents = Contents(
         data=data,
-        norms=torch.empty(0, device=data.device),
+        norms=norms,
+        store=store,
         labels=numbers,
         log_weights=log_weights,
         order=order,
@@ -182,54 +330,6 @@ def build(
     return contents.with_norms().to(data.device)
 
 
-def affine(value_range: tuple[float, float] | None) -> tuple[float, float]:
-    """Size of one stored unit, and the value of a stored zero.
-
-    Example:
-        >>> affine((-1.0, 1.0))
-        (0.00784313725490196, -1.0)
-    """
-    if value_range is None:
-        return 1.0, 0.0
-    low, high = value_range
-    return (high - low) / 255.0, low
-
-
-def to_rows(index: int | Index, count: int) -> Tensor:
-    """Row ids of whatever names rows.
-
-    Args:
-        index: A number, a slice, a mask ``(count,)`` or integers of any shape; negative ones count
-            from the end.
-        count: Number of rows.
-
-    Returns:
-        Ids in ``[0, count)``, int64 on the CPU, of the shape of integers.
-
-    Raises:
-        IndexError: Out of range.
-        TypeError: Not integers.
-
-    Example:
-        >>> to_rows(slice(None, None, -2), 5)
-        tensor([4, 2, 0])
-    """
-    if isinstance(index, slice):
-        return torch.tensor(range(count)[index], dtype=torch.int64)
-    values = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index)).cpu()
-    if values.dtype == torch.bool:
-        if values.shape != (count,):
-            raise IndexError(f"a mask must have shape ({count},), got {tuple(values.shape)}")
-        return values.nonzero()[:, 0]
-    if values.numel() > 0 and (values.is_floating_point() or values.is_complex()):
-        raise TypeError(f"indices must be integers, got {values.dtype}")
-    rows = values.to(torch.int64)
-    bad = rows[(rows < -count) | (rows >= count)]
-    if len(bad):
-        raise IndexError(f"indices must be in [{-count}, {count}), got {int(bad[0])}")
-    return torch.where(rows < 0, rows + count, rows)
-
-
 def _index(
     labels: Tensor | None, log_weights: Tensor | None, num_classes: int
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -238,24 +338,3 @@ def _index(
     weights = None if log_weights is None else log_weights.cpu()
     order, offsets = sort_by_class(labels.cpu(), weights, num_classes)
     return order.to(labels.device), offsets
-
-
-NARROWEST, WIDEST = 1e-100, 1e100
-"""Widths of a value range whose squared distances float64 can hold."""
-
-
-def _to_range(dtype: torch.dtype, value_range: tuple[float, float]) -> tuple[float, float] | None:
-    if dtype != torch.uint8:
-        if not isinstance(value_range, DefaultRange):
-            raise ValueError(
-                f"value_range must be left out for {type_name(dtype)} data, which means itself, "
-                f"got {value_range}"
-            )
-        return None
-    # Adding zero makes -0.0 the same range as 0.0, in the digest too.
-    low, high = (float(bound) + 0.0 for bound in value_range)
-    if not (isfinite(low) and isfinite(high) and low < high):
-        raise ValueError(f"value_range must be finite (lo, hi) with lo < hi, got {value_range}")
-    if not NARROWEST <= high - low <= WIDEST:
-        raise ValueError(f"value_range must be {NARROWEST:g} to {WIDEST:g} wide, got {value_range}")
-    return low, high

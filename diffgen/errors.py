@@ -9,3 +9,7 @@ class DataError(ValueError):
 
 class BackendError(RuntimeError):
     """No backend, or not the one asked for, can run a problem: the message lists the reasons."""
+
+
+class ShardError(RuntimeError):
+    """Processes that share a set cannot go on: the message names the rank, the step, the cause."""

@@ -120,6 +120,7 @@ def moments(
         torch.float64 if narrow else mean_dtype,
         backend,
         check_values,
+        view.store,
     )
     if narrow:
         return Moments(outputs[0].to(mean_dtype), *outputs[1:])
@@ -201,4 +202,5 @@ def covariance_product(
         radial,
         backend,
         check_values,
+        view.store,
     )

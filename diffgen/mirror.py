@@ -1,17 +1,8 @@
 r"""Training sets whose mirror image belongs to them, without storing it.
 
 With ``P`` the mirror along the last axis, ``|x - alpha P y| = |P x - alpha y|``: the mirrored half
-of the set is what the stored half is to the mirrored query. Halves a and b merge as blocks of a
-set do; with ``L_a, L_b`` their logsumexps, ``u = exp(L_a - L)`` and ``v = exp(L_b - L)``:
-
-    L = logaddexp(L_a, L_b)                   m = u m_a + v P m_b
-    entropy = u H_a + v H_b - u log u - v log v
-    1 / effective sample size = u^2 / E_a + v^2 / E_b
-    trace = u T_a + v T_b + u v |m_a - P m_b|^2
-
-The weights of the whole are ``u p_i`` and ``v q_i``, with ``p`` and ``q`` those of the halves; the
-entropy and the sum of squares follow at once, and the trace from ``m_a - m = v (m_a - P m_b)`` and
-``P m_b - m = u (P m_b - m_a)``: the cross term is ``u v^2 + v u^2 = u v``.
+of the set is what the stored half is to the mirrored query, and its mean comes out mirrored. The
+halves merge as ``diffgen.merging`` has it.
 
 Point ``N + i`` is the mirror image of stored point ``i``.
 """
@@ -27,11 +18,9 @@ from torch import Tensor
 
 from diffgen import autograd
 from diffgen.backends.registry import Moments
+from diffgen.merging import TIE, merge_functionals
 from diffgen.mirror_members import Eligible
 from diffgen.set_view import SetView
-
-TIE = 1e-12
-"""Relative difference of two distances, or squared distances, that count as equal."""
 
 
 def mirrored(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -89,6 +78,7 @@ def moments(
             torch.float64,
             backend,
             check_values,
+            view.store,
         )
         return autograd.moments(*arguments)
 
@@ -111,10 +101,11 @@ def moments(
         distances = torch.where(eligible.empty[:, None], inf, distances)
     shares = _shares(logsumexp, distances)
     merged_mean, spread = _merge_means(mean, shares, flip)
+    fields, others = values.chunk(2)
     return (
         merged_mean,
         torch.logaddexp(*logsumexp.chunk(2)),
-        _merge_functionals(values, shares, spread) if functionals else values[:batch],
+        merge_functionals(fields, others, *shares, spread) if functionals else fields,
         *_merge_nearest(ids, distances, top_k, view.data.shape[0]),
     )
 
@@ -148,15 +139,6 @@ def _merge_means(
     second = mirrored(second, flip)
     merged = shares[0][:, None] * first + shares[1][:, None] * second
     return merged, (first - second).square().sum(1)
-
-
-def _merge_functionals(values: Tensor, shares: tuple[Tensor, Tensor], spread: Tensor) -> Tensor:
-    first, second = (half.unbind(1) for half in values.chunk(2))
-    u, v = shares
-    entropy = u * first[0] + v * second[0] + torch.special.entr(u) + torch.special.entr(v)
-    effective_sample_size = 1 / (u.square() / first[1] + v.square() / second[1])
-    trace = u * first[2] + v * second[2] + u * v * spread
-    return torch.stack((entropy, effective_sample_size, trace), 1)
 
 
 def _nearest_one_by_one(
@@ -238,6 +220,7 @@ def covariance_product(
         _twice(radial),
         backend,
         check_values,
+        view.store,
     )
     if eligible.empty is not None:
         product = torch.where(eligible.empty[:, None], 0.0, product)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import diffgen.backends  # noqa: F401  (fills the registry)
+from diffgen import stores
 from diffgen.backends import registry
 from diffgen.backends.problem import CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Moments
@@ -32,12 +33,13 @@ _PROBLEM = (
 )
 LIBRARY.define(
     f"moments({_PROBLEM}, bool functionals, int top_k, ScalarType mean_dtype, "
-    "str backend, bool check_values) -> (Tensor mean, Tensor logsumexp, Tensor functionals_out, "
+    "str backend, bool check_values, str store='') -> "
+    "(Tensor mean, Tensor logsumexp, Tensor functionals_out, "
     "Tensor top_indices, Tensor top_distances)"
 )
 LIBRARY.define(
     f"covariance_product({_PROBLEM}, Tensor mean, Tensor logsumexp, Tensor v, Tensor? radial, "
-    "str backend, bool check_values) -> (Tensor product, Tensor moment)"
+    "str backend, bool check_values, str store='') -> (Tensor product, Tensor moment)"
 )
 MOMENTS: Callable[..., Moments] = torch.ops.diffgen.moments.default
 COVARIANCE_PRODUCT: Callable[..., tuple[Tensor, Tensor]] = (
@@ -55,6 +57,9 @@ SET_ARGUMENTS = (5, 6, 7, 8, 9)
 
 PRODUCT_ARGUMENTS = (12, 13, 14, 15)
 """Places of further tensors with a row for each query in the covariance product."""
+
+MOMENTS_STORE = 17
+"""Place of ``store`` among the arguments of the moments op; left out where it is empty."""
 
 
 def _without_autocast(device_type: str, call: Callable[[], Outputs]) -> Outputs:
@@ -109,36 +114,42 @@ def _moments(
     mean_dtype: torch.dtype,
     backend: str,
     check_values: bool,
+    store: str = "",
 ) -> Moments:
     demands = Demands(functionals, top_k)
+
+    def call(problem: Problem) -> Moments:
+        if store:
+            place = stores.find(store)
+            return place.moments(problem, functionals, top_k, mean_dtype, backend)
+        chosen = registry.choose(problem, backend, demands)
+        return chosen.moments(problem, functionals, top_k, mean_dtype)
 
     def run(
         rows: Tensor | None, x: Tensor, s: Tensor, a: Tensor | None, e: Tensor | None
     ) -> Moments:
         problem = _problem(x, s, a, e, data, norms, log_weights, rows, scale, offset, check_values)
-        chosen = registry.choose(problem, backend, demands)
         if torch._C._is_any_autocast_enabled():
-            return _without_autocast(
-                query.device.type,
-                lambda: chosen.moments(problem, functionals, top_k, mean_dtype),
-            )
-        return chosen.moments(problem, functionals, top_k, mean_dtype)
+            return _without_autocast(query.device.type, lambda: call(problem))
+        return call(problem)
 
-    if labels is None:
-        return run(None, query, sigma, alpha, exclude)
-    empty = _fake_moments(query, functionals=functionals, top_k=top_k, mean_dtype=mean_dtype)
-    for output in empty:
-        output.fill_(-1 if output.dtype == torch.int64 else torch.nan)
-    return by_class(
-        run,
-        (query, sigma, alpha, exclude),
-        labels,
-        order,
-        class_offsets,
-        empty,
-        data.shape[0],
-        check_values,
-    )
+    def compute(queries: tuple[Any, ...]) -> Moments:
+        x, s, a, classes, e = queries
+        if classes is None:
+            return run(None, x, s, a, e)
+        empty = _fake_moments(x, functionals=functionals, top_k=top_k, mean_dtype=mean_dtype)
+        for output in empty:
+            output.fill_(-1 if output.dtype == torch.int64 else torch.nan)
+        count = data.shape[0]
+        return by_class(
+            run, (x, s, a, e), classes, order, class_offsets, empty, count, check_values
+        )
+
+    queries = (query, sigma, alpha, labels, exclude)
+    if not store:
+        return compute(queries)
+    asked = f"moments ({functionals=}, {top_k=}, {mean_dtype=}, {backend=}, {check_values=})"
+    return stores.find(store).share(queries, asked, compute)
 
 
 def _covariance_product(
@@ -160,7 +171,14 @@ def _covariance_product(
     radial: Tensor | None,
     backend: str,
     check_values: bool,
+    store: str = "",
 ) -> tuple[Tensor, Tensor]:
+    def call(problem: Problem, inputs: CovarianceInputs) -> tuple[Tensor, Tensor]:
+        if store:
+            return stores.find(store).covariance_product(problem, inputs, backend)
+        chosen = registry.choose(problem, backend, Demands(covariance=True))
+        return chosen.covariance_product(problem, inputs)
+
     def run(
         rows: Tensor | None,
         x: Tensor,
@@ -179,20 +197,33 @@ def _covariance_product(
             vectors.to(torch.float64).contiguous(),
             radii if radii is None else radii.to(torch.float64).contiguous(),
         )
-        chosen = registry.choose(problem, backend, Demands(covariance=True))
         if torch._C._is_any_autocast_enabled():
-            return _without_autocast(
-                query.device.type, lambda: chosen.covariance_product(problem, inputs)
-            )
-        return chosen.covariance_product(problem, inputs)
+            return _without_autocast(query.device.type, lambda: call(problem, inputs))
+        return call(problem, inputs)
 
-    queries: tuple[Any, ...] = (query, sigma, alpha, exclude, mean, logsumexp, v, radial)
-    if labels is None:
-        return run(None, *queries)
-    empty = _fake_covariance_product(query)
-    for output in empty:
-        output.fill_(torch.nan)
-    return by_class(run, queries, labels, order, class_offsets, empty, data.shape[0], check_values)
+    def compute(queries: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        x, s, a, classes, *others = queries
+        if classes is None:
+            return run(None, x, s, a, *others)
+        empty = _fake_covariance_product(x)
+        for output in empty:
+            output.fill_(torch.nan)
+        return by_class(
+            run,
+            (x, s, a, *others),
+            classes,
+            order,
+            class_offsets,
+            empty,
+            data.shape[0],
+            check_values,
+        )
+
+    queries = (query, sigma, alpha, labels, exclude, mean, logsumexp, v, radial)
+    if not store:
+        return compute(queries)
+    asked = f"covariance_product ({backend=}, {check_values=})"
+    return stores.find(store).share(queries, asked, compute)
 
 
 def _fake_moments(

@@ -26,6 +26,8 @@ class SetView:
             without labels.
         class_offsets: Rows of class ``c`` are ``order[class_offsets[c]:class_offsets[c + 1]]``,
             ``(C + 1,)`` int64 on the CPU, or None without labels.
+        store: Name of the rows in ``diffgen.stores`` where they are not in ``data``: then ``data``
+            and ``norms`` have their shape and type, and no values. Empty where they are.
     """
 
     data: Tensor
@@ -35,6 +37,7 @@ class SetView:
     log_weights: Tensor | None = None
     order: Tensor | None = None
     class_offsets: Tensor | None = None
+    store: str = ""
 
     @property
     def origin(self) -> float:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from math import inf, log
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
+from diffgen.contents import Contents, build
+from diffgen.described_set import DescribedSet
 from diffgen.errors import DataError
 from diffgen.readers import memory, open_source
 from diffgen.readers.class_index import ArrayLike
-from diffgen.readers.contents import DEFAULT_RANGE, Contents, Index, build, to_rows
 from diffgen.readers.origin import Origin
-from diffgen.readers.rows import decode, digest
-from diffgen.readers.source import LabelRequest, assemble, type_name
+from diffgen.readers.rows import decode
+from diffgen.readers.source import LabelRequest, assemble
+from diffgen.set_arguments import DEFAULT_RANGE, Index, to_rows
 from diffgen.set_view import SetView
+from diffgen.sharding.ranks import Ranks
+from diffgen.streaming.opening import is_streamed
 
 
-class TrainingSet:
+class TrainingSet(DescribedSet):
     """Training points of an empirical-optimal denoiser.
 
     A uint8 value u means exactly the real number ``lo + u (hi - lo) / 255``; floats mean
@@ -33,6 +40,9 @@ class TrainingSet:
     or ``refresh`` must be called. Apart from that a set never changes, and ``copy.deepcopy``
     returns the set itself. A pickle of a set that came from a file holds its path and SHA-256; the
     file is read again and compared. Other pickles hold the rows.
+
+    The rows of a file larger than 160 MiB stay there, and every pass reads them again, block by
+    block, with what it takes to compute in about 200 MiB of memory, whatever N is.
 
     Example:
         >>> ts = TrainingSet(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8))
@@ -50,6 +60,7 @@ class TrainingSet:
         weights: ArrayLike | None = None,
         value_range: tuple[float, float] = DEFAULT_RANGE,
         flip: bool = False,
+        in_memory: bool | None = None,
     ) -> None:
         """Take the rows, check them and compute their norms once.
 
@@ -62,13 +73,15 @@ class TrainingSet:
             weights: Raw weights, ``(N,)``, finite, zero or more, with a positive sum.
             value_range: Values ``(lo, hi)`` of a stored 0 and 255; for uint8 only.
             flip: Whether the mirror images belong to the set; needs samples ``(..., H, W)``.
+            in_memory: Whether the rows of a memory map are read into memory once, or stay in their
+                file; None for what their size suggests.
 
         Raises:
             TypeError: Another kind of data, or labels that are no integers.
             ValueError: No rows, a wrong shape, or a value out of range.
             DataError: NaN or an infinity in a row, or a file that cannot be read.
         """
-        loaded = memory.load(data)
+        loaded = memory.load(data, partial(is_streamed, in_memory=in_memory))
         mapped = loaded.mapped
         origin = None if mapped is None else Origin(mapped[0], layout=mapped[1])
         found = loaded.labels if labels is None else labels
@@ -84,12 +97,13 @@ class TrainingSet:
         weights: ArrayLike | None = None,
         value_range: tuple[float, float] = DEFAULT_RANGE,
         flip: bool = False,
+        in_memory: bool | None = None,
     ) -> TrainingSet:
-        """Read a training set from a file or folder.
+        """Open a training set in a file or folder.
 
         Formats: .npy, .npz, .safetensors, a folder of images, CIFAR-10 (folder or .tar.gz, binary
-        or Python version), an EDM dataset (.zip or folder), a packed set. Nothing in a file is
-        ever run, and nothing is unpacked to disk.
+        or Python version), an EDM dataset (.zip or folder), a packed set, a folder of shards in
+        one of these formats. Nothing in a file is ever run, and nothing is unpacked to disk.
 
         Args:
             path: The file or folder.
@@ -101,6 +115,8 @@ class TrainingSet:
             weights: See the constructor.
             value_range: See the constructor.
             flip: See the constructor.
+            in_memory: Whether the rows are read into memory once, or stay in the file and are read
+                in every pass; None for what their size suggests. Results are the same.
 
         Raises:
             FileNotFoundError: Nothing is at the path.
@@ -117,10 +133,13 @@ class TrainingSet:
         name = os.path.abspath(os.fspath(path))
         given = None if labels is None or isinstance(labels, bool | str) else labels
         request = False if given is not None else cast(LabelRequest, labels)
-        with open_source(name, member, request) as source:
-            data = assemble(source)
-            found = source.labels if given is None else given
+        source = open_source(name, member, request)
+        found = source.labels if given is None else given
         origin = Origin(name, member)
+        if is_streamed(source.shape, source.dtype, in_memory):
+            return _make(cls, build(source, found, weights, value_range, flip, origin))
+        with source:
+            data = assemble(source)
         return _make(cls, build(data, found, weights, value_range, flip, origin))
 
     def _set(self, contents: Contents, sha256: str | None = None) -> None:
@@ -133,58 +152,6 @@ class TrainingSet:
         if self._totals is None:
             self._totals = self._contents.class_log_weights()
         return self._totals
-
-    def __len__(self) -> int:
-        """Number of points, mirror images counted."""
-        return self.num_stored * (2 if self.flip else 1)
-
-    @property
-    def num_stored(self) -> int:
-        """Number of stored rows, N."""
-        return len(self._contents.data)
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, S."""
-        return tuple(self._contents.data.shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type in which the rows are stored."""
-        return self._contents.data.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of queries, and of the rows unless they stay in host memory."""
-        return self._contents.norms.device
-
-    @property
-    def value_range(self) -> tuple[float, float] | None:
-        """Values of a stored 0 and 255; None for floats."""
-        return self._contents.value_range
-
-    @property
-    def flip(self) -> bool:
-        """Whether the mirror images belong to the set."""
-        return self._contents.flip
-
-    @property
-    def path(self) -> str | None:
-        """File or folder the rows came from, or None."""
-        return None if self._contents.origin is None else self._contents.origin.path
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label, C; 0 without labels."""
-        return self._contents.num_classes
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Label of each point, ``(len(ts),)`` int64, a copy; None without labels."""
-        labels = self._contents.labels
-        if labels is None:
-            return None
-        return labels.repeat(2 if self.flip else 1)
 
     @property
     def log_total_weight(self) -> float:
@@ -241,6 +208,7 @@ class TrainingSet:
                 log_weights=contents.log_weights,
                 order=contents.order,
                 class_offsets=contents.class_offsets,
+                store="" if contents.store is None else contents.store.name,
             )
         return self._view
 
@@ -260,8 +228,7 @@ class TrainingSet:
         """
         points = to_rows(index, len(self)).to(self.device)
         rows = points.reshape(-1).remainder(self.num_stored)
-        data = self._contents.data
-        samples = decode(data[rows.to(data.device)], *self._contents.affine).to(self.device)
+        samples = decode(self._contents.rows(rows.cpu()), *self._contents.affine).to(self.device)
         if self.flip:
             mirrored = (points.reshape(-1) >= self.num_stored).nonzero()[:, 0]
             samples[mirrored] = samples[mirrored].flip(-1)
@@ -272,8 +239,8 @@ class TrainingSet:
 
         Args:
             device: Where to. There is no argument for a type: the storage is never converted.
-            rows_on_host: Whether the rows stay in pinned host memory and are copied in blocks at
-                each call: for sets larger than a GPU. Results are the same.
+            rows_on_host: Whether the rows stay where they are, in pinned host memory or in their
+                file, and are copied in blocks at each call: for sets larger than a GPU.
         """
         target = torch.empty(0, device=device).device
         stay = rows_on_host and target.type != "cpu"
@@ -289,12 +256,13 @@ class TrainingSet:
         Computed when first asked for.
         """
         if self._sha256 is None:
-            self._sha256 = digest(self._contents.data, self.value_range)
+            self._sha256 = self._contents.digest()
         return self._sha256
 
     def subset(self, indices: Index) -> TrainingSet:
         """The set of some stored rows, with their labels and weights, copied.
 
+        Of a set that stays in its file, few enough rows are taken into memory; else they stay.
         ``flip`` and ``num_classes`` stay as they are: an image goes together with its mirror.
 
         Args:
@@ -329,16 +297,56 @@ class TrainingSet:
         order = torch.randperm(self.num_stored, generator=generator)
         return [self.subset(part.sort().values) for part in order[: k * size].split(size)]
 
+    def shard(
+        self,
+        rank: int,
+        world_size: int,
+        group: ProcessGroup | DeviceMesh | None = None,
+        *,
+        timeout_s: float = 60.0,
+        patience_s: float = 1800.0,
+        in_memory: bool | None = None,
+    ) -> TrainingSet:
+        """The set, of which this process holds one part and the others the rest.
+
+        All processes of the group call it, each with its rank, on the same set; afterwards the
+        others' rows can be let go of. A denoiser over the result gives the posterior of the whole
+        set, by one exact merge, with the same bits in every process; ids are those of the whole
+        set. All processes make the same calls in the same order, backward passes too. Where they
+        pass different queries, each gets the answers to its own.
+
+        A process that dies, hangs, fails or makes another call is an error in all others, never a
+        partial result: at once where its connection closes, else within the limits below of the
+        moment they began to wait for it. Then the sharded set is of no more use.
+
+        Args:
+            rank: Part that this process holds: its rank in the group.
+            world_size: Number of parts: the size of the group.
+            group: A process group or a one-dimensional ``DeviceMesh``; None for the default group.
+            timeout_s: Seconds without a sign of life after which another process counts as dead; a
+                process that computes gives signs.
+            patience_s: Seconds that a process which lives may stay away from a call, this one too.
+            in_memory: Whether the own part of a set in a file is read into memory once; None for
+                what its size suggests.
+
+        Raises:
+            ValueError: No process group is initialised.
+            ShardError: Another process holds another set or the same part, or does not answer.
+        """
+        ranks = Ranks.join(group, timeout_s, patience_s)
+        contents = self._contents.sharded(ranks, rank, world_size, in_memory)
+        return _make(type(self), contents, self._sha256)
+
     def refresh(self) -> None:
         """Compute norms and SHA-256 anew after the rows were changed in place.
 
-        The set lets go of its file, which no longer holds these rows.
+        A set in memory lets go of its file, which no longer holds these rows; one that stays in
+        its file opens it anew.
 
         Raises:
             DataError: NaN or an infinity in a row; the set is as before.
         """
-        renewed = replace(self._contents, origin=None).with_norms()
-        self._set(renewed.to(self.device, self._contents.rows_on_host))
+        self._set(self._contents.renewed())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainingSet:
         """The set itself: it does not change."""
@@ -351,31 +359,16 @@ class TrainingSet:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path and SHA-256 of rows from a file, and the rows otherwise."""
         contents = self._contents
+        stays = contents.store is not None
+        if contents.store is not None and not contents.store.exchange.alone:
+            raise TypeError("a shard cannot be pickled: it belongs to its process group")
         if contents.origin is None:
             # A tensor pickles its whole storage, of which the rows may be a small part.
             data = contents.data
             if data.untyped_storage().nbytes() > data.nbytes:
                 contents = replace(contents, data=data.clone())
-            return _restore, (type(self), contents, self._sha256)
-        emptied = replace(contents, data=torch.empty(0, device=self.device), norms=torch.empty(0))
-        return _restore, (type(self), emptied, self.sha256)
-
-    def __repr__(self) -> str:
-        """What the set holds, in one line."""
-        parts = [f"{self.num_stored} x {self.sample_shape}", type_name(self.dtype)]
-        if self.value_range is not None:
-            parts[-1] += " in [{:g}, {:g}]".format(*self.value_range)
-        if self.num_classes:
-            parts.append(f"{self.num_classes} classes")
-        if self._contents.log_weights is not None:
-            parts.append("weighted")
-        if self.flip:
-            parts.append("with mirror images")
-        if self.path is not None:
-            parts.append(f"from {self.path}")
-        if self.device.type != "cpu":
-            parts.append(f"on {self.device}")
-        return f"TrainingSet({', '.join(parts)})"
+            return _restore, (type(self), contents, self._sha256, stays)
+        return _restore, (type(self), contents.emptied(), self.sha256, stays)
 
 
 def _make(kind: type[TrainingSet], contents: Contents, sha256: str | None = None) -> TrainingSet:
@@ -385,16 +378,16 @@ def _make(kind: type[TrainingSet], contents: Contents, sha256: str | None = None
     return made
 
 
-def _restore(kind: type[TrainingSet], contents: Contents, sha256: str | None) -> TrainingSet:
+def _restore(
+    kind: type[TrainingSet], contents: Contents, sha256: str | None, stays: bool
+) -> TrainingSet:
     """Undo ``TrainingSet.__reduce__``."""
-    if contents.origin is not None:
-        device = contents.data.device
-        data = contents.origin.load()
-        found = digest(data, contents.value_range)
-        if found != sha256:
-            raise DataError(
-                f"{contents.origin.path}: changed since the set was pickled: sha256 must be "
-                f"{sha256}, got {found}"
-            )
-        contents = replace(contents, data=data).with_norms().to(device)
-    return _make(kind, contents, sha256)
+    if contents.origin is None:
+        return _make(kind, contents, sha256)
+    made = _make(kind, contents.reopened(stays))
+    if made.sha256 != sha256:
+        raise DataError(
+            f"{made.path}: changed since the set was pickled: sha256 must be {sha256}, got "
+            f"{made.sha256}"
+        )
+    return made

@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from diffgen.backends.cpu_pass import blockwise
 from diffgen.backends.native import load_native, why_not_native
 from diffgen.backends.native_arguments import STORAGE, address, arguments
 from diffgen.backends.problem import CovarianceInputs, Demands, Problem
@@ -124,6 +125,7 @@ def _register(name: str, isa: str, priority: int) -> None:
             moments=partial(moments, isa),
             covariance_product=partial(_covariance_product, isa),
             arithmetic="float32 products with a bound, float64 differences where it decides",
+            blockwise=blockwise(isa),
         )
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -38,6 +38,52 @@ class Problem:
     scale: float
     offset: float
     check_values: bool = True
+
+    def take(self, queries: Tensor) -> Problem:
+        """The problem of some of the queries, ``(n,)`` int64."""
+        return replace(
+            self,
+            query=self.query[queries],
+            sigma=self.sigma[queries],
+            alpha=None if self.alpha is None else self.alpha[queries],
+            exclude=None if self.exclude is None else self.exclude[queries],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Some rows of a set, in ascending order of their ids.
+
+    Attributes:
+        data: Stored rows, ``(n, D)``, contiguous. It may be a reused buffer.
+        first: Id of the first row.
+        ids: Ids of the rows, ``(n,)`` int64; None where they follow one another.
+        norms: As in ``Problem``, of these rows, ``(n,)``.
+        log_weights: Likewise, or None.
+    """
+
+    data: Tensor
+    first: int
+    ids: Tensor | None
+    norms: Tensor
+    log_weights: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What a result depends on beside the rows at hand.
+
+    Attributes:
+        count: Rows of the set.
+        eligible: Of them, those that the queries may use.
+        longest: Largest length of an eligible row about the origin.
+        typical: Their root mean square length.
+    """
+
+    count: int
+    eligible: int
+    longest: float
+    typical: float
 
 
 class Demands(NamedTuple):

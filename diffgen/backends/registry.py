@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffgen.backends.passes import BlockwiseMoments, Moments
 from diffgen.backends.problem import MEAN_ONLY, CovarianceInputs, Demands, Problem
 from diffgen.errors import BackendError
 
-Moments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Mean, logsumexp, functionals, top indices, top distances: the outputs of the moments op."""
+__all__ = ["Backend", "Moments", "choose", "get", "names", "reasons_against", "register"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Backend:
         moments: ``(problem, functionals, top_k, mean_dtype)`` to the five outputs of the op.
         covariance_product: ``(problem, inputs)`` to the two outputs of the op.
         arithmetic: How it computes, in a few words.
+        blockwise: How it goes through uint8 rows block by block with the bits of one call; None
+            where it cannot.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Backend:
     moments: Callable[[Problem, bool, int, torch.dtype], Moments]
     covariance_product: Callable[[Problem, CovarianceInputs], tuple[Tensor, Tensor]]
     arithmetic: str
+    blockwise: BlockwiseMoments | None = None
 
 
 _BACKENDS: dict[str, Backend] = {}
