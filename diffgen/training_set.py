@@ -103,7 +103,8 @@ class TrainingSet(DescribedSet):
 
         Formats: .npy, .npz, .safetensors, a folder of images, CIFAR-10 (folder or .tar.gz, binary
         or Python version), an EDM dataset (.zip or folder), a packed set, a folder of shards in
-        one of these formats. Nothing in a file is ever run, and nothing is unpacked to disk.
+        one of these formats, a Hugging Face dataset on disk (``member``: its column of images;
+        ``labels``: that of labels). Nothing in a file is ever run, and nothing is unpacked to disk.
 
         Args:
             path: The file or folder.

@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.torch
+import tables
 import torch
 import tqdm.auto
 from PIL import Image
@@ -208,7 +209,7 @@ def test_sha256_is_the_same_from_every_format(name, tmp_path):
 
 def test_every_format_of_the_table_is_written_here(tmp_path):
     found = set()
-    for name, write in WRITERS.items():
+    for name, write in {**WRITERS, **tables.WRITERS}.items():
         folder = tmp_path / name
         folder.mkdir()
         path = str(write(folder, images(shape=(3, 32, 32)), np.arange(11) % 10))

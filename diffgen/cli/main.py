@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
 from diffgen._version import __version__
-from diffgen.cli import bench, demo, info, sample, study, train
-from diffgen.errors import BackendError
+from diffgen.cli import bench, demo, info, pack, ranks, sample, study, train
+from diffgen.errors import BackendError, ShardError
 
 Subparsers = Any
 """What ``ArgumentParser.add_subparsers`` returns, which argparse gives no public name."""
@@ -23,9 +24,13 @@ Subparsers = Any
 MISTAKE = 2
 STOPPED = 130
 
-_EXPECTED = (ValueError, TypeError, OSError, ImportError, BackendError)
-"""What a mistake in arguments or files, or a missing package of an extra, raises; anything else is
-a defect, and shows where."""
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, BackendError, ShardError)
+"""What a mistake in arguments or files, a missing package of an extra, or the end of another
+process raises; anything else is a defect, and shows where."""
+
+GRACE_S = 0.5
+"""Ctrl-C reaches all processes of a command within this: one that hears of another's end first
+waits to see whether it was stopped itself."""
 
 
 class Command(Protocol):
@@ -35,7 +40,7 @@ class Command(Protocol):
         """Adds its parser, with ``func`` set to what runs it."""
 
 
-COMMANDS: tuple[Command, ...] = (demo, info, sample, train, study, bench)
+COMMANDS: tuple[Command, ...] = (demo, info, pack, sample, train, study, bench)
 """Every subcommand, in the order of the help."""
 
 
@@ -83,23 +88,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        args = parser().parse_args(argv)
+        # All processes of one command have the same mistakes.
+        with ranks.quiet():
+            args = parser().parse_args(argv)
     except SystemExit as finished:
         return int(finished.code or 0)
     try:
-        return int(args.func(args))
+        with ranks.joined(args):
+            return _status(args)
     except KeyboardInterrupt:
-        print("\ndiffgen: stopped", file=sys.stderr)
-        return STOPPED
+        return _stopped()
+    except _EXPECTED as error:
+        # That a command runs in one process is the same in all.
+        return _mistake(error, args, ranks.is_first() or args.group != ranks.ONE)
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Runs the command; the exit status, once an error is told."""
+    try:
+        try:
+            with ranks.quiet():
+                return int(args.func(args))
+        except ShardError:
+            time.sleep(GRACE_S)
+            raise
+    except KeyboardInterrupt:
+        return _stopped()
     except BrokenPipeError:
         # Who read the output has left; what Python still holds of it has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return MISTAKE
     except _EXPECTED as error:
-        if args.traceback:
-            raise
-        print(f"diffgen: {_one_line(error)}", file=sys.stderr)
-        return MISTAKE
+        return _mistake(error, args, ranks.says(_one_line(error)))
+
+
+def _stopped() -> int:
+    if ranks.is_first():
+        print("\ndiffgen: stopped", file=sys.stderr)
+    return STOPPED
+
+
+def _mistake(error: Exception, args: argparse.Namespace, shown: bool) -> int:
+    if args.traceback:
+        raise error
+    if shown:
+        print(f"diffgen: {ranks.who()}{_one_line(error)}", file=sys.stderr)
+    return MISTAKE
 
 
 def _one_line(error: Exception) -> str:

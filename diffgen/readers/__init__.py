@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from diffgen.errors import DataError
 from diffgen.readers.cifar10 import find_folder, open_cifar10
+from diffgen.readers.hugging_face import is_dataset, open_dataset
 from diffgen.readers.image_files import LABEL_FILE, open_edm, open_image_folder
 from diffgen.readers.npy import open_npy
 from diffgen.readers.npz import open_npz
@@ -58,6 +59,7 @@ FORMATS: tuple[Format, ...] = (
     Format("packed set (a folder with meta.json)", _folder_with(META_FILE), open_packed),
     Format("CIFAR-10 folder", lambda path: find_folder(path) is not None, open_cifar10),
     Format("EDM dataset folder (with dataset.json)", _folder_with(LABEL_FILE), open_edm),
+    Format("Hugging Face dataset (save_to_disk, or .parquet)", is_dataset, open_dataset),
     Format(
         "folder of shards (.npy, .npz, .safetensors, EDM .zip or packed sets)",
         is_sharded,

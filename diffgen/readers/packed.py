@@ -4,6 +4,7 @@
 ``shards``, ``labels`` (None without labels) and perhaps ``norms``. A shard is an object with
 ``file``, ``rows`` and ``sha256`` (of the bytes of its file); so are ``labels`` and ``norms``, .npy
 files of int64. The norms, ``sum_k (u_k - 128)^2`` of each row, save a pass that measures the rows.
+For people there may be ``made``: with what the set was packed, and from what.
 """
 
 from __future__ import annotations

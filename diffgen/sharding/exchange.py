@@ -42,9 +42,13 @@ class RanksExchange(Exchange):
         """What a process does by itself; an error in it is an error in all of them."""
         try:
             yield
-        except BaseException as error:
+        except Exception as error:
             with suppress(ShardError):  # the own error says more
                 self._ranks.agree(step, f"{type(error).__name__}: {error}")
+            raise
+        except BaseException as error:
+            # An interrupt waits for nobody.
+            self._ranks.fail(step, error)
             raise
         self._ranks.agree(step, None)
 
