@@ -141,14 +141,14 @@ std::unique_ptr<cpu::u8::Pass> make_pass(const Arguments& arguments, const cpu::
 }
 
 void add_rows(cpu::u8::Pass& pass, uintptr_t data, int64_t first, uintptr_t ids, uintptr_t norms,
-              uintptr_t log_weights, int64_t count) {
+              uintptr_t log_weights, int64_t count, int threads) {
     const cpu::u8::RowBlock rows{in<uint8_t>(data),       first,
                                  in<int64_t>(ids),        in<double>(norms),
                                  in<double>(log_weights), count};
     bool done = false;
     {
         const py::gil_scoped_release unlocked;
-        done = pass.add(rows, control_with(1));
+        done = pass.add(rows, control_with(threads));
     }
     if (!done) throw py::error_already_set();
 }

@@ -223,7 +223,7 @@ void go_through(cpu::u8::Pass& pass, const Problem& problem, int64_t first, int6
         }
         const cpu::u8::RowBlock block{data.data(),  begin,   gathered ? ids.data() : nullptr,
                                       norms.data(), nullptr, static_cast<int64_t>(ids.size())};
-        pass.add(block, {1, nullptr, nullptr});
+        pass.add(block, {2, nullptr, nullptr});
     }
 }
 

@@ -90,6 +90,7 @@ class CpuPass:
             block.norms.data_ptr(),
             address(block.log_weights),
             block.data.shape[0],
+            max(1, torch.get_num_threads() - block.spare),
         )
 
     def write_state(self) -> Tensor:

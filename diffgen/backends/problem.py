@@ -60,6 +60,7 @@ class RowBlock:
         ids: Ids of the rows, ``(n,)`` int64; None where they follow one another.
         norms: As in ``Problem``, of these rows, ``(n,)``.
         log_weights: Likewise, or None.
+        spare: So many threads have better left to whoever brings the rows.
     """
 
     data: Tensor
@@ -67,6 +68,7 @@ class RowBlock:
     ids: Tensor | None
     norms: Tensor
     log_weights: Tensor | None
+    spare: int = 0
 
 
 @dataclass(frozen=True, slots=True)

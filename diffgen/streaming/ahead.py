@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -38,10 +41,49 @@ def fill(read: Read, piece: Piece, buffer: Tensor) -> Tensor:
     return buffer[: piece.count]
 
 
+class Pace:
+    """Whether computing leaves the reader a core of its own.
+
+    Where there are no more cores than threads that compute, the reader takes its time from them.
+    If it is what all wait for, one thread less computes; the results are the same.
+
+    Attributes:
+        spare: So many threads are to be left out, 0 or 1.
+    """
+
+    def __init__(self, threads: int, cores: int) -> None:
+        """Start by leaving one out, where the cores are that few."""
+        self._contended = threads > 1 and cores <= threads
+        self.spare = int(self._contended)
+
+    def note(self, waited_s: float, used_s: float) -> None:
+        """Take how long the last block was waited for, and how long it was used."""
+        if not self._contended:
+            return
+        if self.spare and waited_s < IDLE * used_s:
+            self.spare = 0
+        elif not self.spare and waited_s > BUSY * used_s:
+            self.spare = 1
+
+
+IDLE = 0.05
+"""Share of its use that a block may be waited for while the reader counts as ahead."""
+
+BUSY = 0.25
+"""Share of its use from which on it counts as behind."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def read_ahead(
     read: Read, pieces: Sequence[Piece], buffers: Buffers
-) -> Generator[tuple[Piece, Tensor], None, None]:
-    """Pieces with their rows, the next one's read while this one's are used.
+) -> Generator[tuple[Piece, Tensor, int], None, None]:
+    """Pieces with their rows, the next ones' read while one's are used.
 
     A block of rows is valid until the next is asked for. When the caller stops early, the read
     that is under way is waited for.
@@ -51,18 +93,30 @@ def read_ahead(
         pieces: What to read, in order.
         buffers: Where to.
 
+    Yields:
+        The piece, its rows ``(n, D)``, and how many threads to leave to the reader.
+
     Raises:
         DataError: As ``read`` raises it, when its piece is asked for.
     """
     if not pieces:
         return
-    rows = max(piece.count for piece in pieces)
-    pair = buffers.of(rows, min(2, len(pieces)))
-    with ThreadPoolExecutor(1, thread_name_prefix="diffgen-read") as reader:
-        pending: Future[Tensor] = reader.submit(fill, read, pieces[0], pair[0])
+    pair = buffers.of(max(piece.count for piece in pieces), min(2, len(pieces)))
+    pace = Pace(torch.get_num_threads(), cores())
+    reader = ThreadPoolExecutor(1, thread_name_prefix="diffgen-read")
+    try:
+        pending = deque(
+            reader.submit(fill, read, piece, buffer)
+            for piece, buffer in zip(pieces, pair, strict=False)
+        )
         for turn, piece in enumerate(pieces):
-            block = pending.result()
-            if turn + 1 < len(pieces):
-                other = pair[(turn + 1) % 2]
-                pending = reader.submit(fill, read, pieces[turn + 1], other)
-            yield piece, block
+            asked = time.perf_counter()
+            block = pending.popleft().result()
+            begun = time.perf_counter()
+            yield piece, block, pace.spare
+            pace.note(begun - asked, time.perf_counter() - begun)
+            if turn + 2 < len(pieces):
+                buffer = pair[turn % 2]
+                pending.append(reader.submit(fill, read, pieces[turn + 2], buffer))
+    finally:
+        reader.shutdown(wait=True, cancel_futures=True)

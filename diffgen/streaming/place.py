@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from math import sqrt
 
 import torch
@@ -245,7 +246,7 @@ class FilePlace(Place):
     def _measure(self) -> Tensor:
         norms = torch.empty(self.stop - self.first, dtype=torch.float64)
 
-        def take(piece: Piece, data: Tensor) -> None:
+        def take(piece: Piece, data: Tensor, _: int) -> None:
             part = squared_norms(data, self.scale, self.source.path, piece.first)
             norms[piece.first - self.first :][: piece.count] = part
 
@@ -262,15 +263,15 @@ class FilePlace(Place):
         Raises:
             DataError: If the rows cannot be read.
         """
-        self._through(self._all_pieces(), lambda piece, data: take(data), what)
+        self._through(self._all_pieces(), lambda _, data, __: take(data), what)
 
     def _go(self, pieces: Sequence[Piece], take: Take) -> None:
         _ = self.norms
 
-        def hand(piece: Piece, data: Tensor) -> None:
+        def hand(piece: Piece, data: Tensor, spare: int) -> None:
             if self._claimed is not None:
                 self._compare(piece, data, self._claimed)
-            take(self._block(piece, data))
+            take(replace(self._block(piece, data), spare=spare))
 
         self._through(pieces, hand, "reading")
         if sum(piece.count for piece in pieces) == self.stop - self.first:
@@ -292,15 +293,15 @@ class FilePlace(Place):
             )
 
     def _through(
-        self, pieces: Sequence[Piece], take: Callable[[Piece, Tensor], None], what: str
+        self, pieces: Sequence[Piece], take: Callable[[Piece, Tensor, int], None], what: str
     ) -> None:
         total = sum(piece.count for piece in pieces)
         with self._reading, Progress(total, f"{what} {self.source.path}") as bar:
             self.source.check()
             blocks = read_ahead(self._read, pieces, self._buffers)
             with closing(blocks):
-                for piece, data in blocks:
-                    take(piece, data)
+                for piece, data, spare in blocks:
+                    take(piece, data, spare)
                     bar.update(piece.count)
 
     def _fetch(self, ids: Tensor) -> Tensor:

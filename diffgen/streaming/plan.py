@@ -1,7 +1,8 @@
 """How the rows of a set are cut into blocks.
 
 8-bit rows are cut at the borders of the canonical segments of 1,024 ids, which the bits of a
-result depend on; blocks are as small as a processor's cache likes them, and at least a segment.
+result depend on. Blocks are some segments, so that several threads have work and starting a block
+costs little beside it, and few enough that two of them are a small part of the memory of a pass.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from torch import Tensor
 SEGMENT_ROWS = 1024
 """Ids of a canonical segment."""
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 24 << 20
 """Bytes of a block, about."""
 
-MOST_SEGMENT_BYTES = 48 << 20
+MOST_SEGMENT_BYTES = 40 << 20
 """Segments larger than this are not kept whole: two buffers of them would be most of the memory
 that a pass may take."""
 

@@ -12,7 +12,7 @@ namespace {
 // Pieces of work for each thread in a block of rows, where there are queries enough.
 constexpr int64_t kItemsPerThread = 2;
 // The most that the rooms take, if more than one query shares them.
-constexpr int64_t kRoomBytes = 64 << 20;
+constexpr int64_t kRoomBytes = 48 << 20;
 
 // Numbers of a state beside its mean: reference, nearest square, the six sums, and the number of
 // nearest rows, which follow with distance and id each.
@@ -95,7 +95,8 @@ bool Pass::add(const RowBlock& rows, const Control& control) {
         return this->merge(block, i, segment, part);
     };
     const int64_t products = rows.count * problem_.features * problem_.batch;
-    const int threads = products < kProductsForThreads ? 1 : options_.threads;
+    const int most = std::clamp(control.threads, 1, options_.threads);
+    const int threads = products < kProductsForThreads ? 1 : most;
     Wave(segments, stop, blocks_, rooms_, workers_, known_, merge).run(threads);
     return !stop.stopped();
 }

@@ -51,7 +51,7 @@ class Pass {
     Pass(const Pass&) = delete;
     Pass& operator=(const Pass&) = delete;
 
-    // Whole segments, in ascending order. False when the call was stopped: then the pass is over.
+    // Whole segments, in ascending order, on at most as many threads as the pass has. False when the call was stopped: then the pass is over.
     bool add(const RowBlock& rows, const Control& control);
 
     // Numbers that hold the posterior of a query.
