@@ -21,10 +21,10 @@ from diffgen.readers.rows import digest, squared_norms
 from diffgen.readers.source import Source, assemble
 from diffgen.set_arguments import affine, to_range
 from diffgen.sharding.agreement import compare, description, probes
-from diffgen.sharding.opening import in_memory_of, part_of_file, part_of_memory
+from diffgen.sharding.opening import part_of_file, part_of_memory
 from diffgen.sharding.ranks import Ranks
 from diffgen.stores import placeholder
-from diffgen.streaming.opening import digest_of, is_streamed, selected
+from diffgen.streaming.opening import digest_of, in_memory_of, is_streamed, selected
 from diffgen.streaming.place import FilePlace
 from diffgen.streaming.store import StreamedStore
 
@@ -101,18 +101,17 @@ class Contents:
             )
         return place
 
-    def loaded(self) -> Contents:
-        """The same with its rows in memory."""
-        if self.store is None:
-            return self
-        data = assemble(self._file().source)
-        return replace(self, data=data, norms=torch.empty(0), store=None).with_norms()
+    def _loaded(self, device: torch.device | str | int) -> Contents:
+        """The same with the rows of its file on a device."""
+        place = in_memory_of(self._file(), device)
+        data = place.data.reshape(self.data.shape)
+        return replace(self, data=data, norms=place.norms, store=None).to(device)
 
     def to(self, device: torch.device | str | int, rows_on_host: bool = False) -> Contents:
         """The same on another device, but for the rows if these are to stay where they are."""
         if self.store is not None and not rows_on_host and torch.device(device).type != "cpu":
             if self.store.exchange.alone:
-                return self.loaded().to(device)
+                return self._loaded(device)
             place = in_memory_of(self.store.place, device)
             moved = replace(self, store=StreamedStore(place, self.store.exchange))
             return moved.to(device, rows_on_host=True)
@@ -202,9 +201,7 @@ class Contents:
         data, norms, store = streamed(source, self.affine[0], self.log_weights)
         return replace(self, data=data, norms=norms.to(device), store=store)
 
-    def sharded(
-        self, ranks: Ranks, rank: int, world_size: int, in_memory: bool | None
-    ) -> Contents:
+    def sharded(self, ranks: Ranks, rank: int, world_size: int, in_memory: bool | None) -> Contents:
         """The same with the part of the rows that this process holds.
 
         Args:

@@ -66,12 +66,14 @@ def answers(points: TrainingSet) -> list[Tensor]:
     return results
 
 
-def all_answers(name: str, storage: torch.dtype, folder: str = "") -> list[Tensor]:
+def all_answers(
+    name: str, storage: torch.dtype, folder: str = "", in_memory: bool | None = False
+) -> list[Tensor]:
     torch.set_num_threads(1)
     points = TrainingSet(rows(storage), **special(name))
     if folder:
         points = TrainingSet.open(f"{folder}/rows.npy", in_memory=False, **special(name))
-    return answers(sharded(points, in_memory=False))
+    return answers(sharded(points, in_memory=in_memory))
 
 
 def answers_without_room() -> list[Tensor]:

@@ -41,6 +41,11 @@ def test_training_closes_the_gap(capsys):
     assert len(gaps) == 3 and gaps[-1] < gaps[0]
 
 
+def test_sampling_in_parts_runs_in_one_process(capsys):
+    (line,) = run("sharded_sampling.py", capsys)
+    assert line.startswith("16 of 16 samples are copies of training images; sha256 ")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_examples_are_short(script):
     assert len(script.read_text().splitlines()) < 40

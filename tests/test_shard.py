@@ -56,9 +56,11 @@ def test_uint8_has_the_bits_of_one_process(name, size):
 
 
 @needs_native
-def test_parts_of_a_file_have_the_bits_of_one_process(folder):
+@pytest.mark.parametrize("in_memory", [False, None])
+def test_parts_of_a_file_have_the_bits_of_one_process(folder, in_memory):
     want = shard_work.answers(TrainingSet(shard_work.rows()))
-    for got in ran("all_answers", 2, name="plain", storage=torch.uint8, folder=folder):
+    given = {"name": "plain", "storage": torch.uint8, "folder": folder, "in_memory": in_memory}
+    for got in ran("all_answers", 2, **given):
         assert same_bits(got, want)
 
 

@@ -233,6 +233,13 @@ def test_a_part_that_is_large_stays_in_the_file(path, monkeypatch):
         assert torch.equal(EmpiricalDenoiser(again)(x, 0.7), EmpiricalDenoiser(same)(x, 0.7))
 
 
+def test_a_set_in_its_file_moves_into_the_memory_of_a_device(path):
+    points, in_memory = (TrainingSet.open(path, in_memory=kept) for kept in (False, True))
+    moved = points._contents._loaded("cpu")
+    assert moved.store is None and torch.equal(moved.data, in_memory._contents.data)
+    assert torch.equal(moved.norms, in_memory._contents.norms)
+
+
 def test_a_memory_map_is_read_from_its_file(path):
     mapped = np.load(path, mmap_mode="r")[1000:4000]
     points = TrainingSet(mapped, in_memory=False)

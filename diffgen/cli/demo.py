@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from diffgen import machine, schedules
-from diffgen.cli import demo_text, figures, pictures, progress, report, text
+from diffgen.cli import demo_text, figures, pictures, progress, ranks, report, text
 from diffgen.cli.meter import Meter, chosen_backend
 from diffgen.cli.options import (
     add_backend,
     add_command,
     add_data,
+    add_device,
     add_levels,
     add_seed,
     generator,
+    in_parts,
     integer,
 )
 from diffgen.cli.splits import Split, load
@@ -59,19 +61,22 @@ def add_parser(subparsers: Any) -> None:
         by Heun's method, and compares the samples with the images the model was made from: how
         many are copies, and up to which noise a noised image could have come from one image only.
         Without --data it takes the 8 x 8 digits that come with scikit-learn. It writes a picture,
-        a JSON with every number and setting, and the samples.""",
+        a JSON with every number and setting, and the samples. Under torchrun each process holds a
+        part of the training set; the first one writes.""",
         """
         diffgen demo
         diffgen demo --seed 1 --steps 100
         diffgen demo --data cifar-10-python.tar.gz --samples 32 --out cifar-demo
         diffgen demo --data my-images/ --flip
+        torchrun --nproc-per-node 2 -m diffgen demo --data packed/
         """,
+        ranks.SHARED,
     )
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="a training set: .npy, .npz, .safetensors, image folder, CIFAR-10, EDM .zip "
-        "(default: scikit-learn's digits)",
+        help="a training set: .npy, .npz, .safetensors, image folder, CIFAR-10, EDM .zip, "
+        "packed set (default: scikit-learn's digits)",
     )
     parser.add_argument(
         "--out",
@@ -96,6 +101,7 @@ def add_parser(subparsers: Any) -> None:
     add_data(parser)
     add_seed(parser)
     add_backend(parser)
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
         args.samples = _SAMPLES if args.data is None else _SAMPLES_OF_DATA
     sigmas = schedules.karras(args.steps, args.sigma_min, args.sigma_max)
     demo = _Demo(args, load(args), sigmas)
-    demo.out.mkdir(parents=True, exist_ok=True)
+    if demo.writes:
+        demo.out.mkdir(parents=True, exist_ok=True)
     try:
         demo.draw_samples()
         demo.judge()
@@ -126,8 +133,10 @@ class _Demo:
         self.split = split
         self.sigmas = sigmas
         self.out = Path(args.out)
+        self.writes = ranks.is_first()
         self.started = time.perf_counter()
-        self.denoiser = EmpiricalDenoiser(split.training, backend=args.backend)
+        self.denoiser = EmpiricalDenoiser(in_parts(split.training, args), backend=args.backend)
+        self.device = self.denoiser.training_set.device
         self.backend = chosen_backend(self.denoiser)
         self.meter = Meter(self.denoiser)
         self.ceilings = machine.measure()
@@ -140,16 +149,20 @@ class _Demo:
         self.record: dict[str, Any] = {
             **report.header(args),
             "finished": False,
-            "data": {
-                "name": split.name,
-                "source": report.describe_set(split.source),
-                "training_set": report.describe_set(split.training),
-                "num_held_out": len(split.held_out),
-            },
+            "processes": ranks.count(),
+            "data": self._describe() if self.writes else None,
             "backend": self.backend,
             "sigmas": sigmas,
         }
         print(demo_text.introduction(split, self.backend, args.seed), flush=True)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "name": self.split.name,
+            "source": report.describe_set(self.split.source),
+            "training_set": report.describe_set(self.split.training),
+            "num_held_out": len(self.split.held_out),
+        }
 
     def draw_samples(self) -> None:
         """Samples by each method from the same noise, and keeps each as it is done."""
@@ -161,12 +174,13 @@ class _Demo:
                 shape,
                 self.sigmas,
                 sampler=name,
-                x_init=self.sigmas[0] * noise,
+                x_init=(self.sigmas[0] * noise).to(self.device),
                 progress=True,
                 dtype=torch.float32,
             )
-            self.samples[name] = drawn
-            report.write_array(self.out / f"{name}.npy", drawn)
+            self.samples[name] = drawn.cpu()
+            if self.writes:
+                report.write_array(self.out / f"{name}.npy", drawn)
         if len(self.split.held_out) > 0:
             self.samples[HELD_OUT] = self.split.held_out
 
@@ -177,7 +191,7 @@ class _Demo:
         with progress.Bar("distances", batches, "batch") as bar:
             for name, samples in self.samples.items():
                 found = memorization_ratio(
-                    samples,
+                    samples.to(self.device),
                     self.denoiser,
                     generator=generator(self.args.seed, "bootstrap"),
                     batch_size=_BATCH,
@@ -210,7 +224,7 @@ class _Demo:
             for name, points in kinds.items():
                 found = effective_neighbors(
                     self.denoiser,
-                    points,
+                    points.to(self.device),
                     levels,
                     generator=generator(self.args.seed, f"neighbors of {name}"),
                     progress=bar,
@@ -240,6 +254,8 @@ class _Demo:
 
     def write(self) -> None:
         """Writes what there is: the JSON always, the picture once it has all its parts."""
+        if not self.writes:
+            return
         written = [f"{name}.npy" for name in SAMPLERS if name in self.samples]
         if self.record["finished"]:
             self._draw()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from diffgen import machine
-from diffgen.cli import text
+from diffgen.cli import ranks, text
 from diffgen.cli.splits import Split
 from diffgen.generalization import Memorization, Neighbors
 
@@ -24,6 +24,9 @@ def introduction(split: Split, backend: str, seed: int) -> str:
     shape = " x ".join(map(str, training.sample_shape))
     dtype = str(training.dtype).removeprefix("torch.")
     count = text.count(training.num_stored, "training image")
+    threads = text.count(torch.get_num_threads(), "thread")
+    if ranks.count() > 1:
+        threads += f", {ranks.count()} processes"
     flips = " and their mirror images" if training.flip else ""
     return "\n".join(
         [
@@ -31,7 +34,7 @@ def introduction(split: Split, backend: str, seed: int) -> str:
             "",
             f"  data     {split.name}, {shape} {dtype}",
             f"           {count}{flips}, {len(split.held_out):,} held out",
-            f"  backend  {backend}, {text.count(torch.get_num_threads(), 'thread')}",
+            f"  backend  {backend}, {threads}",
             f"  seed     {seed}",
             "",
         ]

@@ -1,4 +1,4 @@
-"""``diffgen info``: what can run on this machine, how accurate it is, and how fast."""
+"""``diffgen info``: what can run on this machine, how accurate and how fast; what a set costs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from diffgen import machine, selfcheck
 from diffgen.backends import registry
 from diffgen.backends.listing import BackendStatus, describe
 from diffgen.backends.native import load_native, why_not_native
-from diffgen.cli import report, text
+from diffgen.cli import report, set_text, text
 from diffgen.cli.gpu_text import gpu_lines
-from diffgen.cli.options import add_command, add_seed
+from diffgen.cli.options import add_command, add_data, add_seed, integer, positive
 from diffgen.cli.progress import Line
+from diffgen.cost.survey import Request, survey
 from diffgen.gpu_state import GpuState, gpu_state
 from diffgen.machine import Ceilings
 from diffgen.selfcheck import Accuracy, Speed
@@ -34,20 +35,47 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "info",
         run,
-        "what runs here and why not, how accurate, how fast",
+        "what runs here and why not, how accurate, how fast; what a set costs",
         """Lists every backend: whether it can run on this machine or why not, its worst error over
         a set of hard problems in units of what diffgen promises (at most 1), and its speed beside
         what the machine can do. Takes some seconds. Exits 1 when a usable backend is out of the
-        promise.""",
+        promise. With PATH: what the set is, what a call on it reads and holds, and the time that
+        each backend would take for it here, estimated from a sample of the rows. A set of any
+        size takes some seconds; it is not read through.""",
         """
         diffgen info
         diffgen info --backend cpu
         diffgen info --json > machine.json
+        diffgen info imagenet-64/ --batch 64 --sigma 1
+        diffgen info latents.npz --member latents --backend cpu --json
         """,
     )
+    parser.add_argument(
+        "path", nargs="?", metavar="PATH", help="a training set: what would a call on it cost"
+    )
     parser.add_argument("--backend", metavar="NAME", help="check this one only")
-    parser.add_argument("--no-speed", action="store_true", help="check the accuracy only")
+    parser.add_argument(
+        "--no-speed", action="store_true", help="check the accuracy only; of a set, take no times"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--batch",
+        type=integer(1),
+        default=64,
+        metavar="B",
+        help="noisy points of a call on the set (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sigma",
+        type=positive,
+        default=1.0,
+        metavar="S",
+        help="their noise, in the units of the data (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--member", metavar="NAME", help="which array of the file, or part of CIFAR-10"
+    )
+    add_data(parser)
     add_seed(parser)
 
 
@@ -55,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     """Checks the backends and prints what was found."""
     if args.backend is not None:
         registry.get(args.backend)
+    if args.path is not None:
+        return _run_on_set(args)
     shown = [b for b in describe() if args.backend in (None, b.name)]
     gpu = gpu_state()
     with Line() as line:
@@ -62,6 +92,30 @@ def run(args: argparse.Namespace) -> int:
     record["gpu"] = asdict(gpu)
     print(json.dumps(report.plain(record), indent=2) if args.json else _as_text(record, gpu))
     return 0 if all(b["in_promise"] for b in record["backends"]) else OUT_OF_PROMISE
+
+
+def _run_on_set(args: argparse.Namespace) -> int:
+    """Prints what the set costs."""
+    value_range = None if args.value_range is None else tuple(args.value_range)
+    request = Request(
+        path=args.path,
+        batch=args.batch,
+        sigma=args.sigma,
+        member=args.member,
+        value_range=value_range,
+        flip=args.flip,
+        in_memory=args.in_memory,
+        backends=[name for name in registry.names() if args.backend in (None, name)],
+        timed=not args.no_speed,
+        seed=args.seed,
+    )
+    with Line() as line:
+        record = {**report.header(args), **survey(request, line.say)}
+    if args.json:
+        print(json.dumps(report.plain(record), indent=2))
+    else:
+        print(set_text.as_text(record))
+    return 0
 
 
 def _examine(

@@ -2,7 +2,7 @@
 
 Each subcommand is a module with ``add_parser(subparsers)``, which sets ``func`` to its
 ``run(args) -> exit status``. Exit status: 0 done, 1 a check failed, 2 a mistake in what was asked
-for, 130 stopped by Ctrl-C.
+for, 130 stopped by Ctrl-C, 143 by the end of another process of the same command.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffgen.backends import registry
 from diffgen.backends.problem import Problem
+from diffgen.cli import ranks
 from diffgen.denoiser import EmpiricalDenoiser
 from diffgen.machine import OPERATIONS, Ceilings
 from diffgen.training_set import TrainingSet
@@ -35,6 +37,8 @@ class Meter:
         """Denoises."""
         start = time.perf_counter()
         denoised: Tensor = self.denoiser(x, sigma, *class_labels)
+        if denoised.is_cuda:
+            torch.cuda.synchronize(denoised.device)
         self.seconds += time.perf_counter() - start
         self.calls += 1
         self.queries += len(x)
@@ -44,13 +48,16 @@ class Meter:
         """The counts, and which share of the machine's ceiling they are.
 
         Bytes are those of one reading of the stored set for each call, operations those of all
-        queries against all points (mirror images included).
+        queries against all points (mirror images included). Of several processes each does an
+        equal part, which is what its share is taken of; the ceilings are those of the processor.
         """
         data = self.denoiser.training_set.view().data
         read_bytes = self.calls * data.numel() * data.element_size()
         passes = 2 if self.denoiser.training_set.flip else 1
         operations = OPERATIONS * passes * self.queries * data.numel()
-        floor_s = ceilings.floor_ms(read_bytes, operations) / 1e3
+        parts = ranks.count()
+        on_cpu = self.denoiser.training_set.device.type == "cpu"
+        floor_s = ceilings.floor_ms(read_bytes / parts, operations / parts) / 1e3
         return {
             "backend": chosen_backend(self.denoiser),
             "calls": self.calls,
@@ -60,7 +67,7 @@ class Meter:
             "counted_operations": operations,
             "bound": ceilings.bound(read_bytes, operations),
             "ceilings": vars(ceilings),
-            "share_of_ceiling": floor_s / self.seconds if self.seconds > 0 else None,
+            "share_of_ceiling": floor_s / self.seconds if on_cpu and self.seconds > 0 else None,
         }
 
 
@@ -68,10 +75,13 @@ def chosen_backend(denoiser: EmpiricalDenoiser) -> str:
     """The backend that a denoiser runs float32 queries on."""
     training_set: TrainingSet = denoiser.training_set
     view = training_set.view()
+    data = view.data
+    if view.store:  # a block of rows as the backend will get it
+        data = torch.empty((1, data.shape[1]), dtype=data.dtype, device=view.norms.device)
     query = view.norms.new_zeros((1, view.data.shape[1])).float()
     sigma = view.norms.new_ones(1)
     problem = Problem(
-        query, sigma, None, None, view.data, view.norms, view.log_weights, None,
+        query, sigma, None, None, data, view.norms, view.log_weights, None,
         view.scale, view.offset,
     )  # fmt: skip
     return registry.choose(problem, denoiser.backend).name

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffgen.cli import ranks
 from diffgen.training_set import TrainingSet
 
 
@@ -21,6 +22,7 @@ def add_command(
     summary: str,
     description: str,
     examples: str,
+    group: str = ranks.ONE,
 ) -> argparse.ArgumentParser:
     """Adds the parser of a command.
 
@@ -31,6 +33,7 @@ def add_command(
         summary: One line for the list of commands.
         description: What it does, for its own help.
         examples: Command lines, one a line.
+        group: What it does where torchrun starts several, a name of `diffgen.cli.ranks`.
 
     Returns:
         The parser, for its arguments.
@@ -42,7 +45,7 @@ def add_command(
         epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.set_defaults(func=run, command=name)
+    made.set_defaults(func=run, command=name, group=group)
     return made
 
 
@@ -130,14 +133,52 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="let the mirror images be part of the set"
     )
+    parser.add_argument(
+        "--in-memory",
+        action=argparse.BooleanOptionalAction,
+        help="read the rows into memory once, or leave them in the file and read them in every "
+        "pass, with the same results (default: leave those of more than 160 MiB)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--device``."""
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="where the denoiser runs, such as cuda; with --no-in-memory rows are copied there in "
+        "every pass (default: %(default)s)",
+    )
 
 
 def open_set(path: str, args: argparse.Namespace) -> TrainingSet:
-    """Opens the training set that ``add_data``'s arguments describe."""
-    extra: dict[str, Any] = {}
+    """Opens the training set that ``add_data``'s arguments describe.
+
+    In several processes ``--in-memory`` is about the part that each holds: see `in_parts`.
+    """
+    extra: dict[str, Any] = {"in_memory": args.in_memory}
+    if args.in_memory and not ranks.is_alone():
+        extra["in_memory"] = False
     if args.value_range is not None:
         extra["value_range"] = tuple(args.value_range)
     return TrainingSet.open(path, flip=args.flip, **extra)
+
+
+def in_parts(training_set: TrainingSet, args: argparse.Namespace) -> TrainingSet:
+    """The set for a denoiser: in several processes each holds a part; on the device asked for.
+
+    Args:
+        training_set: The whole set.
+        args: What ``add_data`` and, where the command has it, ``add_device`` parsed.
+
+    Raises:
+        ValueError: There is no such device.
+        ShardError: Another process has another set.
+    """
+    device = ranks.local_device(getattr(args, "device", "cpu"))
+    stay = args.in_memory is False
+    return ranks.shared(training_set, args.in_memory, device, rows_on_host=stay)
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:

@@ -21,8 +21,10 @@ class Bar:
     """
 
     def __init__(self, description: str, total: int, unit: str, hidden: bool = False) -> None:
-        """Shows nothing until the work has taken a moment."""
-        self._bar: Any = tqdm(total=total, desc=description, unit=unit, delay=DELAY_S, leave=False)
+        """Shows nothing until the work has taken a moment, and nothing at all where hidden."""
+        self._bar: Any = tqdm(
+            total=total, desc=description, unit=unit, delay=DELAY_S, leave=False, disable=hidden
+        )
 
     def __call__(self, items: Iterable[T]) -> Iterator[T]:
         """Passes the items through; each is a step once it is done with."""

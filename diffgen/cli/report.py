@@ -18,7 +18,7 @@ from diffgen._version import __version__
 from diffgen.machine import cpu_count, cpu_name
 from diffgen.training_set import TrainingSet
 
-_NOT_SETTINGS = ("func", "command", "traceback")
+_NOT_SETTINGS = ("func", "command", "traceback", "group")
 
 
 def header(args: argparse.Namespace) -> dict[str, Any]:

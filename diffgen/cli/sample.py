@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from diffgen import machine, schedules
-from diffgen.cli import pictures, progress, report, text
+from diffgen.cli import pictures, progress, ranks, report, text
 from diffgen.cli.meter import Meter, chosen_backend
 from diffgen.cli.options import (
     add_backend,
     add_command,
     add_data,
+    add_device,
     add_levels,
     add_seed,
     generator,
+    in_parts,
     integer,
     open_set,
 )
@@ -45,13 +47,16 @@ def add_parser(subparsers: Any) -> None:
         "draw samples from the optimal model of a training set",
         """Samples from the empirical-optimal diffusion model of a training set, and writes them as
         an array (.npy, float32, in the units of the data) or a picture (.png), with a JSON of all
-        settings beside it. With --network the model is a network that `diffgen train` trained.""",
+        settings beside it. With --network the model is a network that `diffgen train` trained.
+        Under torchrun each process holds a part of the training set; the first one writes.""",
         """
-        diffgen sample cifar-10-python.tar.gz --out samples.npy --num 64
+        diffgen sample cifar-10-python.tar.gz --out samples.npy --samples 64
         diffgen sample digits.npz --out samples.png --sampler heun --steps 18
         diffgen sample cifar-10-python.tar.gz --out cats.png --class-label 3 --seed 1
         diffgen sample digits.npz --out network.png --network runs/digits
+        torchrun --nproc-per-node 2 -m diffgen sample packed/ --out samples.npy --samples 64
         """,
+        ranks.SHARED,
     )
     parser.add_argument("path", metavar="PATH", help="the training set")
     parser.add_argument(
@@ -64,7 +69,14 @@ def add_parser(subparsers: Any) -> None:
         help="(default: %(default)s)",
     )
     parser.add_argument(
-        "--num", type=integer(1), default=16, metavar="N", help="samples (default: %(default)s)"
+        # torchrun takes --num for the beginning of an option of its own.
+        "--samples",
+        "--num",
+        dest="num",
+        type=integer(1),
+        default=16,
+        metavar="N",
+        help="how many (default: %(default)s)",
     )
     parser.add_argument(
         "--batch",
@@ -86,6 +98,7 @@ def add_parser(subparsers: Any) -> None:
     add_data(parser)
     add_seed(parser)
     add_backend(parser)
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,12 +110,18 @@ def run(args: argparse.Namespace) -> int:
         require("PIL.Image", "Pillow", "demo")
     training_set = open_set(args.path, args)
     _check_label(args.class_label, training_set)
-    record = {**report.header(args), "training_set": report.describe_set(training_set)}
+    first = ranks.is_first()
+    record = {**report.header(args), "processes": ranks.count()}
+    if first:
+        record["training_set"] = report.describe_set(training_set)
+    device = None
     levels = (args.sigma_min, args.sigma_max)
     meter: Meter | None = None
     model: Meter | NetworkDenoiser
     if args.network is None:
-        model = meter = Meter(EmpiricalDenoiser(training_set, backend=args.backend))
+        parts = in_parts(training_set, args)
+        model = meter = Meter(EmpiricalDenoiser(parts, backend=args.backend))
+        device = parts.device
         record["backend"] = chosen_backend(meter.denoiser)
     else:
         model, record["network"] = _network(args)
@@ -110,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
     sigmas = schedules.karras(args.steps, *levels)
     record["sigmas"] = sigmas
     shape = training_set.sample_shape
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if first:
+        out.parent.mkdir(parents=True, exist_ok=True)
     drawn: list[Tensor] = []
     started = time.perf_counter()
     try:
@@ -119,9 +139,9 @@ def run(args: argparse.Namespace) -> int:
         with progress.Bar("batches", len(counts), "batch", hidden=len(counts) == 1) as bar:
             for count in bar(counts):
                 size, index = (count, *shape), len(drawn)
-                drawn.append(_draw(model, args, sigmas, size, index, len(counts) == 1))
+                drawn.append(_draw(model, args, sigmas, size, index, device, len(counts) == 1))
     finally:
-        if drawn:
+        if drawn and first:
             samples = torch.cat(drawn)
             record |= {
                 "num_written": len(samples),
@@ -135,8 +155,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _network(args: argparse.Namespace) -> tuple[NetworkDenoiser, dict[str, Any]]:
-    for option, given in (("--class-label", args.class_label), ("--backend", args.backend)):
-        if given not in (None, "auto"):
+    if not ranks.is_alone():
+        raise ValueError(f"--network runs in one process, got {ranks.count()}")
+    for option, given, usual in (
+        ("--class-label", args.class_label, None),
+        ("--backend", args.backend, "auto"),
+        ("--device", args.device, "cpu"),
+    ):
+        if given != usual:
             raise ValueError(f"{option} is of the optimal model, got it with --network")
     return load_denoiser(args.network)
 
@@ -147,9 +173,12 @@ def _draw(
     sigmas: Tensor,
     size: tuple[int, ...],
     index: int,
+    device: torch.device | None,
     steps: bool,
 ) -> Tensor:
-    labels = None if args.class_label is None else torch.full(size[:1], args.class_label)
+    labels = None
+    if args.class_label is not None:
+        labels = torch.full(size[:1], args.class_label, device=device)
     return sample(
         model,
         size,
@@ -159,7 +188,8 @@ def _draw(
         generator=generator(args.seed, f"batch {index}"),
         class_labels=labels,
         progress=steps,
-    )
+        device=device,
+    ).cpu()
 
 
 def _batches(num: int, batch: int) -> list[int]:

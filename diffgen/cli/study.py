@@ -9,11 +9,19 @@ from typing import Any
 
 import torch
 
-from diffgen.cli import pictures
-from diffgen.cli.options import add_backend, add_command, add_data, add_seed, integer
+from diffgen.cli import pictures, ranks
+from diffgen.cli.options import add_backend, add_command, add_data, add_seed, in_parts, integer
 from diffgen.cli.splits import load
 from diffgen.optional import require
-from diffgen.study import StudyData, StudySettings, digest, large, quick, run_study
+from diffgen.study import (
+    StudyData,
+    StudySettings,
+    digest,
+    large,
+    quick,
+    run_shared_stages,
+    run_study,
+)
 from diffgen.study.settings import TINY
 
 HELD_OUT = 500
@@ -35,20 +43,24 @@ def add_parser(subparsers: Any) -> None:
         empirical optimum; how far from the optimum are trained networks, and does it matter; and
         does the forward-time objective memorise less. Each answer has intervals and controls. It
         writes a report (report.html, which needs no network), every number (results.json) and the
-        figures. A study that is stopped goes on where it was.""",
+        figures. A study that is stopped goes on where it was. Under torchrun all processes sample
+        the optimum of the set together, each with a part of it; then the first one goes on alone,
+        as networks are trained on small sets.""",
         """
         diffgen study
         diffgen study --quick --out first-look
         diffgen study --seed 1
         diffgen study --data cifar-10-python.tar.gz --out cifar-study
         diffgen train --out run --held-out 500 && diffgen study --checkpoint run
+        torchrun --nproc-per-node 2 -m diffgen study --data packed/
         """,
+        ranks.SHARED,
     )
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="images: .npy, .npz, .safetensors, image folder, CIFAR-10, EDM .zip "
-        "(default: scikit-learn's digits)",
+        help="images: .npy, .npz, .safetensors, image folder, CIFAR-10, EDM .zip, "
+        "packed set (default: scikit-learn's digits)",
     )
     parser.add_argument(
         "--out",
@@ -96,13 +108,23 @@ def run(args: argparse.Namespace) -> int:
         split.name, split.training, split.held_out, pictures.value_limits(split.training, shown)
     )
     header = {"command": "study", "arguments": {"data": args.data, "quick": args.quick}}
+    chosen, out = settings(args, data), Path(args.out)
+    if not ranks.is_alone():
+        run_shared_stages(
+            chosen,
+            data,
+            out,
+            share=lambda whole: in_parts(whole, args),
+            agree=ranks.agreed,
+            first=ranks.is_first(),
+            backend=args.backend,
+            checkpoint=args.checkpoint,
+        )
+        if not ranks.leave():
+            return 0
+        print("the other processes are done; this one trains and measures networks", flush=True)
     record = run_study(
-        settings(args, data),
-        data,
-        Path(args.out),
-        backend=args.backend,
-        checkpoint=args.checkpoint,
-        header=header,
+        chosen, data, out, backend=args.backend, checkpoint=args.checkpoint, header=header
     )
     print(f"\n{digest(record)}")
     return 0

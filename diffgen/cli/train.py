@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffgen.cli import report, splits, text
+from diffgen.cli import ranks, report, splits, text
 from diffgen.cli.options import add_command, add_data, add_seed, generator, integer, positive
 from diffgen.denoiser import EmpiricalDenoiser
 from diffgen.networks import NETWORKS, default_network
@@ -67,6 +67,7 @@ def add_parser(subparsers: Any) -> None:
         diffgen train --data cifar-10-python.tar.gz --out run --steps 100000 --flip
         diffgen train --out forward-run --objective forward-time --gap uniform --seed 1
         """,
+        ranks.OWN,
     )
     parser.add_argument(
         "--data",

@@ -192,8 +192,14 @@ class Progress:
         elif time.monotonic() - self._start > PROGRESS_DELAY_S:
             from tqdm.auto import tqdm
 
+            # A bar around this work says more, and a second one would need a line of its own.
+            alone = not getattr(tqdm, "_instances", ())
             self._bar = tqdm(
-                total=self._total or None, desc=self._what, unit="row", leave=False, disable=None
+                total=self._total or None,
+                desc=self._what,
+                unit="row",
+                leave=False,
+                disable=None if alone else True,
             )
             self._bar.update(self._count)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from diffgen.sharding.cut import bounds
 from diffgen.sharding.exchange import RanksExchange
 from diffgen.sharding.ranks import Ranks
-from diffgen.streaming.opening import is_streamed
+from diffgen.streaming.opening import in_memory_of, is_streamed
 from diffgen.streaming.place import FilePlace, MemoryPlace, Place
 from diffgen.streaming.store import StreamedStore
 
@@ -45,10 +44,3 @@ def part_of_file(whole: FilePlace, ranks: Ranks, in_memory: bool | None) -> Stre
     if not is_streamed(shape, whole.dtype, in_memory):
         place = in_memory_of(place)
     return StreamedStore(place, RanksExchange(ranks, own))
-
-
-def in_memory_of(place: Place, device: torch.device | str | int = "cpu") -> MemoryPlace:
-    """The same rows in the memory of a device."""
-    data = place.fetch(torch.arange(place.first, place.stop)).to(device)
-    norms = place.norms.to(device)
-    return MemoryPlace(data, norms, place.count, place.first, place.scale, place.log_weights)

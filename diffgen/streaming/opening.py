@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffgen.backends.problem import RowBlock
 from diffgen.readers.rows import Digest
 from diffgen.readers.source import Source, row_bytes
-from diffgen.streaming.place import FilePlace
+from diffgen.streaming.place import FilePlace, MemoryPlace, Place
 from diffgen.streaming.plan import Piece, runs_of
 
 MOST_BYTES_IN_MEMORY = 160 << 20
@@ -56,6 +57,32 @@ def selected(source: Source, rows: Tensor) -> Source:
     shape = (len(rows), *source.shape[1:])
     labels = None if source.labels is None else source.labels[rows]
     return Source(source.path, shape, source.dtype, blocks, labels, fill=fill, check=source.check)
+
+
+class _Copy:
+    """Rows as they come, on a device."""
+
+    def __init__(self, place: Place, device: torch.device | str | int) -> None:
+        shape = (place.stop - place.first, place.features)
+        self.data = torch.empty(shape, dtype=place.dtype, device=device)
+        self._first = place.first
+
+    def add(self, block: RowBlock) -> None:
+        begin = block.first - self._first
+        self.data[begin : begin + len(block.data)] = block.data
+
+
+def in_memory_of(place: Place, device: torch.device | str | int = "cpu") -> MemoryPlace:
+    """The same rows in the memory of a device; one pass, which holds two blocks besides."""
+    (copy,) = place.run(lambda: (_Copy(place, device),))
+    return MemoryPlace(
+        copy.data,
+        place.norms.to(device),
+        place.count,
+        place.first,
+        place.scale,
+        place.log_weights,
+    )
 
 
 def digest_of(place: FilePlace, value_range: tuple[float, float] | None) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from diffgen.study.context import StudyData
 from diffgen.study.digest import digest
 from diffgen.study.report import answers, write_report
-from diffgen.study.run import run_study
+from diffgen.study.run import run_shared_stages, run_study
 from diffgen.study.settings import StudySettings, large, quick
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "digest",
     "large",
     "quick",
+    "run_shared_stages",
     "run_study",
     "write_report",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +17,9 @@ from diffgen.processes import DDPM
 from diffgen.study.settings import StudySettings
 from diffgen.study.stages import Found
 from diffgen.training_set import TrainingSet
+
+Share = Callable[[TrainingSet], TrainingSet]
+"""From a whole set to the same, held in parts by several processes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Context(Found):
         process: The noising process of all networks and samplers: DDPM with linear betas.
         folder: Where networks that are trained one by one keep their checkpoints.
         backend: What runs the empirical denoisers.
+        share: From a whole set to the same, held in parts by several processes.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Context(Found):
         data: StudyData,
         folder: Path = Path("networks"),
         backend: str = "auto",
+        share: Share | None = None,
     ) -> None:
         """Keep what is given."""
         super().__init__()
@@ -79,6 +85,7 @@ class Context(Found):
         self.data = data
         self.process = DDPM()
         self.backend = backend
+        self.share = share
 
     def generator(self, purpose: str) -> torch.Generator:
         """A source of random numbers of its own for each purpose under one seed.
@@ -102,10 +109,10 @@ class Context(Found):
     def optimum_set(self) -> TrainingSet:
         """The set whose optimum is sampled: all training images, or as many as the settings say."""
         count = self.settings.optimum_points
-        training = self.data.training
-        if count is None or count >= training.num_stored:
-            return training
-        return training.subset(self._order("optimum set")[:count].sort().values)
+        chosen = self.data.training
+        if count is not None and count < chosen.num_stored:
+            chosen = chosen.subset(self._order("optimum set")[:count].sort().values)
+        return chosen if self.share is None else self.share(chosen)
 
     def replica_sets(self) -> list[TrainingSet]:
         """The disjoint sets of the replicas.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from diffgen._version import __version__
 from diffgen.machine import cpu_count, cpu_name
 from diffgen.study.claims import STAGES
 from diffgen.study.claims.own import OWN, OwnNetwork, measure_own_network, open_checkpoint
-from diffgen.study.context import Context, StudyData
+from diffgen.study.context import Context, Share, StudyData
 from diffgen.study.plain import plain
 from diffgen.study.report import write_report
 from diffgen.study.settings import TINY, StudySettings
-from diffgen.study.stages import Say, Stage, code_digest, run_stages
-from diffgen.study.store import StageStore, write_json
+from diffgen.study.stages import Say, Stage, code_digest, run_stages, stage_keys
+from diffgen.study.store import StageResult, StageStore, write_json
 
 SCHEMA = 1
 """Version of the form of ``results.json``."""
@@ -67,13 +67,7 @@ def run_study(
     stages = (*STAGES, *(() if own is None else (_own_stage(own),)))
     described = data.record()
     store = StageStore(out / "stages")
-    subject = {
-        "settings": settings.record(),
-        "data": described,
-        "backend": backend,
-        "torch": torch.__version__,
-        "checkpoint": None if own is None else own.record,
-    }
+    subject = _subject(settings, described, backend, own)
     record: dict[str, Any] = {
         **(header or {}),
         "schema": SCHEMA,
@@ -108,6 +102,72 @@ def run_study(
         took = time.perf_counter() - started
         say(f"{'Finished' if record['finished'] else 'Stopped'} after {took:.0f} s: {out / REPORT}")
     return record
+
+
+def run_shared_stages(
+    settings: StudySettings,
+    data: StudyData,
+    out: Path,
+    *,
+    share: Share,
+    agree: Callable[[list[str]], list[str]],
+    first: bool,
+    backend: str = "auto",
+    checkpoint: Path | None = None,
+    say: Say = print,
+) -> None:
+    """Runs what several processes can do together, before one of them goes on with `run_study`.
+
+    Each process calls it with the same arguments. The first keeps the results where `run_study`
+    finds them. These are the stages over a large set; networks are trained and measured on small
+    ones, and by one process.
+
+    Args:
+        settings: As for `run_study`.
+        data: As for `run_study`; each process has the whole set, if only in its file.
+        out: As for `run_study`.
+        share: From a whole set to the same, of which this process holds a part.
+        agree: Returns in all processes what the first one was called with.
+        first: Whether this process keeps the results.
+        backend: As for `run_study`.
+        checkpoint: As for `run_study`.
+        say: Takes the lines of progress.
+
+    Raises:
+        ShardError: Another process ended, or has other data.
+        OSError: A result cannot be kept.
+    """
+    context = Context(settings, data, out / "networks", backend, share)
+    store = StageStore(out / "stages")
+    stages = [stage for stage in STAGES if stage.shared]
+    keys, missing = {}, []
+    if first:
+        own = None if checkpoint is None else open_checkpoint(checkpoint, data)
+        keys = stage_keys(stages, _subject(settings, data.record(), backend, own))
+        missing = [s.name for s in stages if store.read(s.name, keys[s.name]) is None]
+    missing = agree(missing)
+    with _threads(data):
+        for stage in stages:
+            if stage.name in missing:
+                say(f"together: {stage.title} …")
+                started = time.perf_counter()
+                values, arrays = stage.run(context)
+                seconds = time.perf_counter() - started
+                if first:
+                    store.write(stage.name, keys[stage.name], StageResult(values, arrays, seconds))
+
+
+def _subject(
+    settings: StudySettings, described: dict[str, Any], backend: str, own: OwnNetwork | None
+) -> dict[str, Any]:
+    """What all results depend on beside the code."""
+    return {
+        "settings": settings.record(),
+        "data": described,
+        "backend": backend,
+        "torch": torch.__version__,
+        "checkpoint": None if own is None else own.record,
+    }
 
 
 @contextmanager

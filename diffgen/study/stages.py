@@ -54,6 +54,8 @@ class Stage(Generic[C]):
         run: From the context to values and arrays.
         needs: The stages whose results it takes up; they come before it.
         nominal_s: How long it takes by default, to estimate how much is left.
+        shared: Whether it asks a large set alone, needs no other stage, and makes the same calls
+            wherever it runs, so that processes that hold the set in parts can run it together.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Stage(Generic[C]):
     run: Callable[[C], Output]
     needs: tuple[str, ...] = ()
     nominal_s: float = 1.0
+    shared: bool = False
 
 
 def run_stages(

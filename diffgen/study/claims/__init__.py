@@ -17,8 +17,20 @@ from diffgen.study.context import Context
 from diffgen.study.stages import Stage
 
 STAGES: tuple[Stage[Context], ...] = (
-    Stage("optimum_samples", "sampling the optimum", optimum.sample_optimum, nominal_s=20),
-    Stage("optimum_levels", "the optimum over the noise", levels.look_at_levels, nominal_s=3),
+    Stage(
+        "optimum_samples",
+        "sampling the optimum",
+        optimum.sample_optimum,
+        nominal_s=20,
+        shared=True,
+    ),
+    Stage(
+        "optimum_levels",
+        "the optimum over the noise",
+        levels.look_at_levels,
+        nominal_s=3,
+        shared=True,
+    ),
     Stage(
         "noised_optimum",
         "the optimum over noised points",

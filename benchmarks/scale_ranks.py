@@ -1,0 +1,201 @@
+"""What the processes of a sharded set do in ``benchmarks.scale``: traffic, speed-up, merge."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from diffgen import EmpiricalDenoiser, TrainingSet
+from diffgen.cost import counts
+from diffgen.selfcheck import stored_images
+
+ROOT = Path(__file__).parent.parent
+
+
+def images(count: int, features: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Smooth random images, the same in every process, ``(count, features)``."""
+    side = round((features / 3) ** 0.5)
+    made = stored_images(min(count, 1000), 3, side, torch.uint8)
+    generator = torch.Generator().manual_seed(1)
+    blocks = []
+    for first in range(0, count, len(made)):
+        block = made.roll(first // len(made), dims=1)[: count - first]
+        # Distinct rows, which shared low bits would not be.
+        blocks.append(
+            block ^ torch.randint(0, 4, block.shape, dtype=torch.uint8, generator=generator)
+        )
+    rows = torch.cat(blocks)
+    return rows if dtype == torch.uint8 else (rows / 127.5 - 1).to(dtype)
+
+
+def noisy(rows: torch.Tensor, batch: int, sigma: float, seed: int = 0) -> torch.Tensor:
+    """Noisy points of some of the rows, ``(batch, D)``."""
+    generator = torch.Generator().manual_seed(seed)
+    points = rows[torch.arange(batch) * 97 % len(rows)] / 127.5 - 1
+    return points + sigma * torch.randn(points.shape, generator=generator)
+
+
+def traffic(
+    count: int, features: int, batch: int, own_queries: bool = False, stored: str = "uint8"
+) -> dict[str, int]:
+    """One call over a sharded set, in one of its processes.
+
+    Args:
+        count: Rows of the set.
+        features: D.
+        batch: Queries of each process.
+        own_queries: Whether each process has others.
+        stored: Type of the rows.
+
+    Returns:
+        What it sent and how often it went through its rows, counted and as it happened.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    rows = images(count, features)
+    dtype = getattr(torch, stored)
+    data = rows if dtype == torch.uint8 else (rows / 127.5 - 1).to(dtype)
+    part = TrainingSet(data).shard(rank, size)
+    store = part._contents.store
+    assert store is not None
+    ranks, place = store.exchange._ranks, store.place  # type: ignore[attr-defined]
+    denoiser = EmpiricalDenoiser(part)
+    query = noisy(rows, batch, 1.0, seed=rank if own_queries else 0)
+    denoiser(query, 1.0)
+    sent, passes = ranks.bytes_sent, place._shared.passes
+    denoiser(query, 1.0)
+    queries = batch * size if own_queries else batch
+    state = counts.state_bytes if dtype == torch.uint8 else counts.merged_state_bytes
+    counted = counts.merge_bytes_sent(state(features), queries, rank, size, one_machine=True)
+    if own_queries:
+        counted += counts.gather_bytes_sent(features, batch, size)
+    return {
+        "rank": rank,
+        "sent": ranks.bytes_sent - sent,
+        "counted": counted,
+        "passes": place._shared.passes - passes,
+        "counted_passes": counts.call_cost(
+            counts.SetSize((count, features), dtype), queries, stays=True
+        ).passes,
+    }
+
+
+def speed_up(count: int, features: int, batch: int, sigma: float, rounds: int) -> dict[str, float]:
+    """A call in two processes, each with one thread, against one in one process, in turn."""
+    torch.set_num_threads(1)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    rows = images(count, features)
+    whole = EmpiricalDenoiser(TrainingSet(rows))
+    shared = EmpiricalDenoiser(TrainingSet(rows).shard(rank, size))
+    query = noisy(rows, batch, sigma)
+    same = torch.equal(whole(query, sigma), shared(query, sigma))
+    alone, together = [], []
+    for _ in range(rounds):
+        dist.barrier()
+        if rank == 0:
+            alone.append(_seconds(lambda: whole(query, sigma)))
+        dist.barrier()
+        together.append(_seconds(lambda: shared(query, sigma)))
+    return {
+        "one_ms": 1e3 * statistics.median(alone) if alone else 0.0,
+        "all_ms": 1e3 * statistics.median(together),
+        "same_bits": float(same),
+    }
+
+
+def merge(count: int, features: int, batch: int, sigma: float, rounds: int) -> dict[str, float]:
+    """The time of a call that is not the pass over the own rows.
+
+    The merge is timed from when all processes have come to it. The other steps are timed in the
+    process that waits least for the others.
+    """
+    torch.set_num_threads(1)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    rows = images(count, features)
+    part = TrainingSet(rows).shard(rank, size)
+    query = noisy(rows, batch, sigma)
+    store = part._contents.store
+    assert store is not None
+    times: dict[str, list[float]] = {"pass": [], "merge": [], "call": [], "wait": []}
+
+    def timed(name: str, call: Callable[..., Any], *, after_barrier: bool) -> Callable[..., Any]:
+        def wrapped(*given: Any) -> Any:
+            if after_barrier:
+                times["wait"].append(_seconds(dist.barrier))
+            start = time.perf_counter()
+            made = call(*given)
+            times[name].append(time.perf_counter() - start)
+            return made
+
+        return wrapped
+
+    store.place.run = timed("pass", store.place.run, after_barrier=False)  # type: ignore[method-assign]
+    chain = timed("merge", store.exchange.chain, after_barrier=True)
+    store.exchange.chain = chain  # type: ignore[method-assign]
+    denoiser = EmpiricalDenoiser(part)
+    denoiser(query, sigma)
+    ranks = store.exchange._ranks  # type: ignore[attr-defined]
+    sent = ranks.bytes_sent
+    for found in times.values():
+        found.clear()
+    for _ in range(rounds):
+        dist.barrier()
+        times["call"].append(_seconds(lambda: denoiser(query, sigma)))
+    mean = {name: statistics.median(found) for name, found in times.items()}
+    return {
+        "pass_ms": 1e3 * mean["pass"],
+        "merge_ms": 1e3 * mean["merge"],
+        "other_ms": 1e3 * (mean["call"] - mean["pass"] - mean["merge"] - mean["wait"]),
+        "bytes_sent": (ranks.bytes_sent - sent) / rounds,
+    }
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "traffic": traffic,
+    "speed_up": speed_up,
+    "merge": merge,
+}
+
+
+def run(task: str, size: int, **arguments: Any) -> list[dict[str, Any]]:
+    """What each process of a gloo group returns for a task, in the order of ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        line = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(size), "-m", "benchmarks.scale_ranks"),
+            *(task, json.dumps(arguments), folder),
+        ]
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT)]))
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        subprocess.run(line, cwd=ROOT, env=environment, check=True)
+        return [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(size)]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main(task: str, arguments: str, folder: str) -> None:
+    """One process of ``run``."""
+    dist.init_process_group("gloo")
+    try:
+        found = TASKS[task](**json.loads(arguments))
+        (Path(folder) / str(dist.get_rank())).write_text(json.dumps(found))
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
