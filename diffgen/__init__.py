@@ -17,7 +17,7 @@ from diffgen import backends, objectives, parameterizations, processes, schedule
 from diffgen._version import __version__
 from diffgen.compositions import hybrid, mixture
 from diffgen.denoiser import EmpiricalDenoiser
-from diffgen.errors import BackendError, DataError
+from diffgen.errors import BackendError, DataError, ShardError
 from diffgen.noised import NoisedTrainingSet
 from diffgen.posterior import Posterior
 from diffgen.predictor import as_denoiser
@@ -31,6 +31,7 @@ __all__ = [
     "EmpiricalDenoiser",
     "NoisedTrainingSet",
     "Posterior",
+    "ShardError",
     "TrainingSet",
     "__version__",
     "as_denoiser",

@@ -1,7 +1,7 @@
-"""Sample from a training set that several processes hold in parts, or one process as a whole:
+"""Sample from a training set that lies in several processes, or in one.
 
-    python examples/sharded_sampling.py
-    torchrun --nproc-per-node 2 examples/sharded_sampling.py
+Alone: ``python examples/sharded_sampling.py``; in two processes:
+``torchrun --nproc-per-node 2 examples/sharded_sampling.py``.
 """
 
 import hashlib

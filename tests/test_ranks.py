@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -144,17 +145,19 @@ def test_agreed_problems_leave_the_ranks_in_step() -> None:
 
 
 def test_ranks_in_different_steps_are_an_error() -> None:
-    told = run_with_fault("other_step", "exchange")
-    message = "rank 2 of 4 is in step 'some other step' (its call 2)"
-    assert any(each["first"]["error"].startswith(f"ShardError: {message}") for each in told)
-    assert all("is in step" in each["first"]["error"] for each in told)
+    for each in run_with_fault("other_step", "exchange"):
+        error = each["first"]["error"]
+        assert "rank 2 of 4 is in step 'some other step' (its call 2), rank" in error or (
+            "is in step 'the step' (its call 2), rank 2 in step 'some other step'" in error
+        )
+        assert error.endswith(": all ranks must make the same calls in the same order")
 
 
 def test_ranks_with_different_tensors_are_an_error() -> None:
-    told = run_with_fault("other_shape", "gather")
-    message = "float64 of shape (3, 1)"
-    assert all(message in each["first"]["error"] for each in told)
-    assert all("float32 of shape (3,)" in each["first"]["error"] for each in told)
+    for each in run_with_fault("other_shape", "gather"):
+        error = each["first"]["error"]
+        assert re.search(r"rank 2 (of 4 brings )?float64 of shape \(3, 1\)", error)
+        assert re.search(r"rank [013] (of 4 brings )?float32 of shape \(3,\)", error)
 
 
 def test_rank_may_leave_while_others_still_read() -> None:
@@ -165,7 +168,7 @@ def test_process_stopped_between_steps_goes_on() -> None:
     def stop_for_a_while(children: list[int]) -> None:
         time.sleep(0.8)
         os.kill(children[1], signal.SIGSTOP)
-        time.sleep(1.3 * TIMEOUT_S)
+        time.sleep(1.1 * TIMEOUT_S)
         os.kill(children[1], signal.SIGCONT)
 
     outcomes = run_ranks("rank_steps:stopped_between_steps", 2, outside=stop_for_a_while)
@@ -308,8 +311,11 @@ def test_way_reaches_every_rank_once(way: Callable, size: int) -> None:
             assert way is star or len(children) <= (size - 1).bit_length()
 
 
-def test_tensors_of_devices_go_over_the_group() -> None:
-    outcomes = run_ranks("rank_steps:over_the_group", 3, survivors=[0, 1])
+@pytest.mark.parametrize("endless", [False, True])
+def test_tensors_of_devices_go_over_the_group(endless: bool) -> None:
+    outcomes = run_ranks(
+        "rank_steps:over_the_group", 3, arguments={"endless": endless}, survivors=[0, 1]
+    )
     for told in (outcome.result() for outcome in outcomes[:2]):
         assert told["parts"] == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
         assert told["sent"] == 2 * 8

@@ -24,24 +24,28 @@ Title = tuple[int, str, str]
 
 
 class Mismatch(Exception):
-    """The other end is doing something else; the message follows the name of the rank."""
+    """The other end is doing something else."""
 
 
 class Channel:
     """What is still to be sent to a process and to be received from it."""
 
-    def __init__(self, line: socket.socket, region: Region | None, title: Title) -> None:
+    def __init__(
+        self, line: socket.socket, region: Region | None, title: Title, ends: tuple[str, str]
+    ) -> None:
         """Nothing to be done yet.
 
         Args:
             line: A connection that does not block.
             region: Memory of the other end; None when it shares none.
             title: What both ends are doing.
+            ends: The other end and this one, for messages.
         """
         self.line = line
         self.message = memoryview(b"")
         self._region = region
         self._title = title
+        self._ends = ends
         self._out: list[memoryview] = []
         self._place: memoryview | None = None
         self._message_awaited = False
@@ -141,11 +145,12 @@ class Channel:
             self._message_awaited = False
 
     def _check(self, call: int, step: str, what: str) -> None:
+        other, own = self._ends
         own_call, own_step, own_what = self._title
         if (call, step) != (own_call, own_step):
             raise Mismatch(
-                f"is in step '{step}' (its call {call}), this one in step '{own_step}' (its call "
-                f"{own_call}): all ranks must make the same calls in the same order"
+                f"{other} is in step '{step}' (its call {call}), {own} in step '{own_step}' (its "
+                f"call {own_call}): all ranks must make the same calls in the same order"
             )
         if what != own_what:
-            raise Mismatch(f"brings {what} to step '{step}', this one {own_what}")
+            raise Mismatch(f"{other} brings {what} to step '{step}', {own} {own_what}")

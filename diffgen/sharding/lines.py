@@ -57,11 +57,10 @@ class Lines:
         self._watch = Watch(size, {other: line.watch for other, line in lines.items()}, timeout_s)
 
     def begin(self, step: str) -> None:
-        """Count a call, under the name of its step; ``ShardError`` for a failure known by now."""
+        """Count a call, under the name of its step."""
         self._call += 1
         self._step = step
         self._watch.begin(self._call)
-        self.check()
 
     def check(self) -> None:
         """Raise ``ShardError`` when another rank has failed or is silent."""
@@ -93,7 +92,12 @@ class Lines:
         receivers = set(receivers)
         title = self._call, self._step, what
         channels = {
-            other: Channel(self._lines[other].data, self._lines[other].region, title)
+            other: Channel(
+                self._lines[other].data,
+                self._lines[other].region,
+                title,
+                (named([other], self.size), f"rank {self.rank}"),
+            )
             for other in sorted({*receivers, *incoming}, key=self._distance)
         }
         neighbours = {other for other in receivers if self._lines[other].region is not None}
@@ -118,7 +122,7 @@ class Lines:
         return ShardError(f"{otherwise} in step '{self._step}'")
 
     def tell(self, reason: str) -> None:
-        """Tell the others that this process has failed."""
+        """Tell the others that this process has failed in its call."""
         self._watch.tell(reason)
 
     def close(self) -> None:
@@ -172,11 +176,11 @@ class Lines:
         except OSError as error:
             raise ShardError(self._watch.last_words(other, self._step)) from error
         except Mismatch as error:
-            raise ShardError(f"{named([other], self.size)} {error}") from error
+            raise ShardError(str(error)) from error
 
     def _no_show(self, pending: Iterable[int]) -> ShardError:
         # Who is waited for may itself wait for a rank that has not come.
-        late = self._watch.late(self._call)
+        late = self._watch.late()
         who = named(late or pending, self.size)
         how = "come to" if late else "finished"
         return ShardError(

@@ -17,7 +17,7 @@ Signs of life come from a thread beside the work, so that work which takes longe
 ``timeout_s`` is no failure.
 
 gloo's own collectives fall short of this: a wait cannot be interrupted, one with a time limit
-closes the connections to innocent ranks, errors name ports, and 1 KB between 4 ranks takes three
+closes the connections to innocent ranks, errors name ports, and 1 KB between 4 ranks takes five
 times as long. The group serves to find each other, and NCCL moves tensors between GPUs.
 """
 
@@ -243,6 +243,7 @@ class Ranks:
         """
         with self._lock:
             if self._broken is None:
+                self._lines.begin(step)
                 self._break(step, error)
 
     def close(self) -> None:
@@ -260,6 +261,7 @@ class Ranks:
                 )
             try:
                 self._lines.begin(step)
+                self._lines.check()
                 yield
             except BaseException as error:
                 self._break(step, error)

@@ -1,7 +1,7 @@
 """Memory that the processes of one machine share: a message is written once, and read by each.
 
 Through a socket the kernel copies a message for every receiver, in and out again, which takes
-three to four times as long. The memory has no name, so that nothing is left behind by a process
+half as long again. The memory has no name, so that nothing is left behind by a process
 that is killed; and its size is sealed, so that no process can make another's reading fail.
 """
 

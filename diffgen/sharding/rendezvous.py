@@ -33,7 +33,7 @@ STRANGER_S = 1.0
 """How long a caller may take to say who it is."""
 
 BUFFER_BYTES = 4 << 20
-"""Asked for at each end of a data connection; TCP's usual ones halve the speed, and more."""
+"""Asked for at each end of a data connection: with TCP's usual ones it has a third of the speed."""
 
 
 @dataclass(frozen=True)

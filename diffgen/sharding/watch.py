@@ -17,9 +17,10 @@ from contextlib import suppress
 
 from diffgen.sharding.words import named
 
-FRAME = struct.Struct("!cQ")
-"""A letter and a number. ``B``, a sign of life: the calls begun so far. ``F``, a failure: the
-bytes of the reason, which follow. ``L``: this process leaves, in good order."""
+FRAME = struct.Struct("!cQH")
+"""A letter, the number of calls begun so far, the bytes of a text that follows. The letter is
+``B`` for a sign of life; ``F`` for a failure in the last of the calls, with its reason; ``L`` when
+the process leaves in good order."""
 
 LONGEST_BEAT_S = 1.0
 BEATS_PER_TIMEOUT = 8
@@ -53,7 +54,7 @@ class Watch:
         self._heard = dict.fromkeys(lines, time.monotonic())
         self._calls = dict.fromkeys(lines, 0)
         self._gone: dict[int, str] = {}
-        self._failure: str | None = None
+        self._failure: tuple[int, str] | None = None
         self._silent: set[int] = set()
         self._own_call = 0
         self._received = {rank: bytearray() for rank in lines}
@@ -68,19 +69,22 @@ class Watch:
         """Note that this process has begun a call; the others hear of it with the next beat."""
         self._own_call = call
 
-    def late(self, call: int) -> set[int]:
-        """Ranks that have not begun a call."""
+    def late(self) -> set[int]:
+        """Ranks that have not begun this process's call."""
         with self._changed:
-            return {rank for rank, begun in self._calls.items() if begun < call}
+            return {rank for rank, begun in self._calls.items() if begun < self._own_call}
 
     def trouble(self, step: str) -> str | None:
-        """Why a step cannot be: a rank has told of a failure, or is silent. Else None."""
+        """Why a step cannot be: a rank has told of a failure, or is silent. Else None.
+
+        A rank that failed in a later call has done all of this one, which can be completed.
+        """
         with suppress(BlockingIOError):
             while self.wake.recv(64):
                 pass
         with self._changed:
-            if self._failure is not None:
-                return self._failure
+            if self._failure is not None and self._failure[0] <= self._own_call:
+                return self._failure[1]
             if self._silent:
                 who = named(self._silent, self._size)
                 return f"{who} gave no sign of life for {self._timeout_s:g} s in step '{step}'"
@@ -104,9 +108,8 @@ class Watch:
         )
 
     def tell(self, reason: str) -> None:
-        """Tell all others that this process has failed."""
-        text = reason.encode()[:LONGEST_REASON]
-        self._send(FRAME.pack(b"F", len(text)) + text)
+        """Tell all others that this process has failed in its call."""
+        self._send(b"F", reason.encode()[:LONGEST_REASON])
 
     def leave(self) -> None:
         """End the thread, tell the others, and close the connections."""
@@ -114,7 +117,7 @@ class Watch:
             self._ender.send(b".")
         if self._thread is not threading.current_thread():
             self._thread.join(LONGEST_BEAT_S)
-        self._send(FRAME.pack(b"L", 0))
+        self._send(b"L")
         self.abandon()
 
     def abandon(self) -> None:
@@ -122,7 +125,8 @@ class Watch:
         for end in (*self._lines.values(), self.wake, self._waker, self._end, self._ender):
             end.close()
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, letter: bytes, text: bytes = b"") -> None:
+        frame = FRAME.pack(letter, self._own_call, len(text)) + text
         with self._sending:
             for line in self._lines.values():
                 # One that is full belongs to a process that does not read: it will be found out.
@@ -148,7 +152,7 @@ class Watch:
                 if own_absence > self._beat_s:
                     self._forgive(own_absence)
                 if now >= next_beat:
-                    self._send(FRAME.pack(b"B", self._own_call))
+                    self._send(b"B")
                     next_beat = now + self._beat_s
                 self._judge(now)
 
@@ -195,23 +199,20 @@ class Watch:
         buffer += piece
         told = False
         while len(buffer) >= FRAME.size:
-            letter, number = FRAME.unpack_from(buffer)
-            end = FRAME.size
-            if letter == b"B":
-                self._calls[rank] = number
-            elif letter == b"L":
-                self._gone.setdefault(
-                    rank, f"{named([rank], self._size)} has left: it let go of its part"
-                )
-            else:
-                end += number
-                if len(buffer) < end:
-                    break
-                reason = buffer[FRAME.size : end].decode(errors="replace")
-                self._gone[rank] = reason
-                self._failure = self._failure or reason
-                told = True
+            letter, call, length = FRAME.unpack_from(buffer)
+            end = FRAME.size + length
+            if len(buffer) < end:
+                break
+            reason = buffer[FRAME.size : end].decode(errors="replace")
             del buffer[:end]
+            self._calls[rank] = call
+            if letter == b"L":
+                left = f"{named([rank], self._size)} has left: it let go of its part"
+                self._gone.setdefault(rank, left)
+            elif letter == b"F":
+                self._gone[rank] = reason
+                self._failure = min(self._failure or (call, reason), (call, reason))
+                told = True
         return told
 
     def _notify(self) -> None:
