@@ -13,6 +13,9 @@ from diffgen.backends.native_arguments import address, arguments
 from diffgen.backends.passes import BlockwiseMoments, Ending, PassOptions, UnreadableRows
 from diffgen.backends.problem import Extent, Problem, RowBlock
 
+REFERENCE, NEAREST_SQUARE = 0, 1
+"""Columns of a state that are not zero before any row came."""
+
 
 def _native() -> ModuleType:
     native = load_native()
@@ -104,6 +107,12 @@ class CpuPass:
         )
         if not read:
             raise UnreadableRows
+
+    def empty_state(self) -> Tensor:
+        """What ``write_state`` gives before any row came."""
+        states = torch.zeros((self._shape[0], self._pass.state_size()), dtype=torch.float64)
+        states[:, REFERENCE], states[:, NEAREST_SQUARE] = -torch.inf, torch.inf
+        return states
 
     def write_state(self) -> Tensor:
         """The posteriors so far, ``(B, n)`` float64."""

@@ -65,6 +65,9 @@ class MomentsPass(Protocol):
             UnreadableRows: If they are in a file, and cannot be read there.
         """
 
+    def empty_state(self) -> Tensor:
+        """What ``write_state`` gives before any row came."""
+
     def write_state(self) -> Tensor:
         """The posteriors so far, ``(B, n)`` float64: what another process needs to go on."""
 

@@ -86,18 +86,17 @@ class ExactMoments:
         rows = self._problem.rows
         with self._exchange.together("pass"):
             (only,) = self._place.run(lambda: (self._open(self._problem, options),), rows)
-        return self._join(only, self._problem, options)
+        return self._join(only)
 
-    def _join(self, own: MomentsPass, problem: Problem, options: PassOptions) -> Ending:
+    def _join(self, own: MomentsPass) -> Ending:
         """Put the other processes' parts to a pass, and end it."""
         if not self._exchange.alone:
-            nothing = self._open(problem, replace(options, keep_segments=False)).write_state()
 
             def absorb(states: Tensor) -> Tensor:
                 own.merge_after(states)
                 return own.write_state()
 
-            own.read_state(self._exchange.chain(nothing, absorb))
+            own.read_state(self._exchange.chain(own.empty_state(), absorb))
         return own.finish()
 
     def _two_passes(self, options: PassOptions, decided: Tensor, later: Tensor) -> Ending:
@@ -117,8 +116,8 @@ class ExactMoments:
         with exchange.together("pass"):
             found, *others = place.run(make, problem.rows)
         first = others[0] if others else self._open(now, options)
-        ending = self._join(first, now, options)
-        nearest = self._join(found, search, search_options)
+        ending = self._join(first)
+        nearest = self._join(found)
         ids = nearest.moments[3][:, 0].clamp(min=0)
         anchors = exchange.rows(ids, place.fetch)
         wanted = self._segments_that_matter(rest, squares, nearest.moments[4][:, 0])
@@ -127,7 +126,7 @@ class ExactMoments:
             (second,) = place.run(
                 lambda: (self._open(rest, rest_options, anchors),), problem.rows, wanted
             )
-        last = self._join(second, rest, rest_options)
+        last = self._join(second)
         ids, distances = (part[:, : options.top_k] for part in nearest.moments[3:])
         return Ending(
             _interleave(at_once, ending.moments, later, (*last.moments[:3], ids, distances)),
