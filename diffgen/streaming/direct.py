@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 from diffgen.readers.random_access import Stretch
 from diffgen.streaming.plan import SEGMENT_ROWS
@@ -109,7 +110,16 @@ class OpenFiles:
         finally:
             os.close(descriptor)
 
-    def close(self) -> None:
+    def __enter__(self) -> OpenFiles:
+        """Return the files."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Close them."""
         for descriptor in self._files.values():
             os.close(descriptor)
