@@ -15,7 +15,6 @@ from torch import Tensor
 
 from diffgen.backends.passes import BlockwiseMoments, Ending, Moments, MomentsPass, PassOptions
 from diffgen.backends.problem import Extent, Problem
-from diffgen.streaming.direct import SEGMENTS_OF_THREAD
 from diffgen.streaming.exchange import Exchange
 from diffgen.streaming.place import Place
 from diffgen.streaming.plan import SEGMENT_ROWS
@@ -56,10 +55,7 @@ class ExactMoments:
             functionals,
             top_k,
             mean_dtype,
-            # Queries are not cut for the threads' sake: each cut would read the rows once more.
-            segments_at_once=max(
-                self._place.block_rows // SEGMENT_ROWS, SEGMENTS_OF_THREAD * torch.get_num_threads()
-            ),
+            segments_at_once=max(1, self._place.block_rows // SEGMENT_ROWS),
             keep_segments=self._keeps_segments(),
         )
         undecided = self._blockwise.undecided(problem, self._extent, options)
@@ -108,14 +104,15 @@ class ExactMoments:
         segments = -(-place.count // SEGMENT_ROWS)
         squares = torch.empty((len(later), segments), dtype=torch.float64)
 
-        def make() -> tuple[MomentsPass, ...]:
+        def make() -> tuple[MomentsPass, MomentsPass]:
             squares.fill_(inf)
-            found = self._open(search, search_options, squares=squares)
-            return (found, self._open(now, options)) if len(at_once) else (found,)
+            return (
+                self._open(now, options),
+                self._open(search, search_options, squares=squares),
+            )
 
         with exchange.together("pass"):
-            found, *others = place.run(make, problem.rows)
-        first = others[0] if others else self._open(now, options)
+            first, found = place.run(make, problem.rows)
         ending = self._join(first)
         nearest = self._join(found)
         ids = nearest.moments[3][:, 0].clamp(min=0)
