@@ -573,11 +573,13 @@ def test_forked_child_reads_though_a_thread_held_the_lock(tmp_path):
         thread = threading.Thread(target=hold)
         thread.start()
         taken.wait(60)
+        # Made here: to fill it in the child would wait for threads of OpenMP that it does not have.
+        out = torch.empty(11, 3, 32, 32, dtype=torch.uint8)
         child = os.fork()
         if child == 0:
             watchdog = threading.Timer(20, os._exit, (3,))
             watchdog.start()
-            source.read(torch.zeros(11, 3, 32, 32, dtype=torch.uint8), 0)
+            source.read(out, 0)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         done.set()
