@@ -29,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+ELSEWHERE = tempfile.gettempdir()
+"""Where other processes start: in a checkout they would import its sources, which nothing was built
+in, and not the package that is tested."""
 
 
 @dataclass(frozen=True)

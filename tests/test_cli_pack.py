@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tables
 import torch
+from processes import ELSEWHERE
 from test_readers import WRITERS, images
 
 from diffgen import TrainingSet
@@ -217,7 +218,7 @@ def test_limit_of_file_sizes_is_one_line_and_the_same_command_continues(tmp_path
     np.save(tmp_path / "x.npy", images(count=1_200_000, shape=(2,)))
     out = tmp_path / "out"
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "x.npy"), str(out), "--shard-mib", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ELSEWHERE)
     assert done.stderr == (
         f"diffgen: {out}: File too large: 524,288 of 1,200,000 rows are packed (1.0 MB), "
         "1.4 MB are missing: make room, and the same command continues\n"
@@ -247,7 +248,7 @@ def test_full_disk_is_one_line_and_the_same_command_continues(source: Path, tmp_
     try:
         done = subprocess.run(
             ["unshare", "-Urm", "sh", "-c", FILL, "sh", str(disk), *command],
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, cwd=ELSEWHERE,
             env={**os.environ, "OUT": str(out), "MOUNT": str(disk), "KEPT": str(kept)},
         )  # fmt: skip
     except FileNotFoundError:

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
 
 import pytest
 import torch
+from processes import ELSEWHERE
 from torch import Tensor
 
 from diffgen import EmpiricalDenoiser, TrainingSet, functional
@@ -23,10 +23,6 @@ from diffgen.backends.problem import Problem
 pytestmark = pytest.mark.skipif(
     native.load_native() is None, reason=native.why_not_native() or "native core"
 )
-
-# `python -c` puts its folder first on the path: from the checkout it would not see the core of the
-# installed package.
-ELSEWHERE = tempfile.gettempdir()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tables
 import torch
+from processes import ELSEWHERE
 from test_readers import CIFAR, WRITERS, images
 
 from diffgen.errors import DataError
@@ -185,7 +186,9 @@ def test_process_killed_at_any_step_continues_to_the_same_bytes(tmp_path: Path) 
     np.save(tmp_path / "x.npy", data)
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-c", CRASHES, str(tmp_path / "out"), str(tmp_path / "x.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, cwd=ELSEWHERE
+    )
     count = int(done.stdout)
     source = tensor_source(torch.from_numpy(data), torch.arange(11))
     wanted = contents(tmp_path / "out" / str(count))
@@ -447,5 +450,7 @@ def test_packing_module_is_light() -> None:
         "import sys, diffgen.readers.packing, diffgen.readers.hugging_face\n"
         "print(sorted({'pyarrow', 'PIL', 'datasets'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ELSEWHERE
+    )
     assert done.stdout.strip() == "[]"

@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from processes import ELSEWHERE
 from test_readers import WRITERS, images, resident
 
 from diffgen.errors import DataError
@@ -463,7 +464,11 @@ def test_more_shards_than_descriptors_are_read(tmp_path):
     np.save(tmp_path / "x.npy", data)
     paths = [str(tmp_path / name) for name in ("x.npy", "packed", "plain")]
     result = subprocess.run(
-        [sys.executable, "-c", MANY, *paths], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", MANY, *paths],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ELSEWHERE,
     )
     assert (result.returncode, result.stdout) == (0, "read True\n"), result.stderr
 

@@ -17,8 +17,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from processes import ELSEWHERE
 
+import diffgen
 from diffgen import DataError, EmpiricalDenoiser, TrainingSet
+from diffgen.backends import native
 from diffgen.readers import packing
 from diffgen.readers.rows import squared_norms
 from diffgen.readers.source import tensor_source
@@ -27,6 +30,10 @@ from diffgen.streaming.place import FilePlace
 from diffgen.streaming.sharing import SharedPasses
 
 SHAPE = (3, 8, 8)
+
+needs_native = pytest.mark.skipif(
+    native.load_native() is None, reason=native.why_not_native() or "native core"
+)
 
 
 @pytest.fixture
@@ -47,6 +54,7 @@ def run(script: str, *arguments: object, timeout: float = 120) -> subprocess.Com
         capture_output=True,
         text=True,
         timeout=timeout,
+        cwd=ELSEWHERE,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
 
@@ -117,6 +125,12 @@ def large_file(tmp_path_factory):
     return path
 
 
+def test_other_processes_run_the_package_that_is_tested():
+    done = run("import diffgen; print(diffgen.__file__)")
+    assert done.stdout.strip() == diffgen.__file__, done.stderr
+
+
+@needs_native
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
 def test_a_set_larger_than_the_memory_limit_has_the_bits_of_one_in_memory(large_file, tmp_path):
     result = tmp_path / "result.pt"
@@ -380,6 +394,7 @@ def test_an_interrupt_ends_a_pass_and_leaves_the_set_whole(path):
     assert done.stdout.split("\n")[:2] == ["interrupted True", "True 1"], done.stderr[-2000:]
 
 
+@needs_native  # PyTorch's own threads hang in a forked child
 def test_a_forked_child_reads_for_itself(path):
     points = open_file(path)
     denoiser = EmpiricalDenoiser(points)

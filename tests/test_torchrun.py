@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from processes import Outcome, run_ranks
+from processes import ELSEWHERE, Outcome, run_ranks
 
 from diffgen import TrainingSet, machine, selfcheck
 from diffgen.cli import demo, ranks, study
@@ -363,6 +363,7 @@ def torchrun(*arguments: Any, timeout_s: float = 120) -> tuple[int, str, str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*line, "--nproc-per-node", "2", *map(str, arguments)],
+        cwd=ELSEWHERE,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
