@@ -140,17 +140,24 @@ std::unique_ptr<cpu::u8::Pass> make_pass(const Arguments& arguments, const cpu::
                                            in<uint8_t>(anchors), out<double>(squares));
 }
 
-void add_rows(cpu::u8::Pass& pass, uintptr_t data, int64_t first, uintptr_t ids, uintptr_t norms,
-              uintptr_t log_weights, int64_t count, int threads) {
-    const cpu::u8::RowBlock rows{in<uint8_t>(data),       first,
-                                 in<int64_t>(ids),        in<double>(norms),
-                                 in<double>(log_weights), count};
-    bool done = false;
+// False where rows of a file could not be read.
+bool add_rows(cpu::u8::Pass& pass, uintptr_t data, int64_t first, uintptr_t ids, uintptr_t norms,
+              uintptr_t log_weights, int64_t count, int threads, int file, int64_t offset) {
+    const cpu::u8::RowBlock rows{in<uint8_t>(data),
+                                 first,
+                                 in<int64_t>(ids),
+                                 in<double>(norms),
+                                 in<double>(log_weights),
+                                 count,
+                                 file,
+                                 offset};
+    auto added = cpu::u8::Added::stopped;
     {
         const py::gil_scoped_release unlocked;
-        done = pass.add(rows, control_with(threads));
+        added = pass.add(rows, control_with(threads));
     }
-    if (!done) throw py::error_already_set();
+    if (added == cpu::u8::Added::stopped) throw py::error_already_set();
+    return added == cpu::u8::Added::all;
 }
 
 py::tuple finish_pass(cpu::u8::Pass& pass, uintptr_t mean, bool mean_is_double, uintptr_t logsumexp,

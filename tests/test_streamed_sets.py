@@ -187,22 +187,92 @@ def test_a_file_that_shrinks_while_open_is_an_error_and_then_works_again(path):
     assert torch.equal(EmpiricalDenoiser(points)(x, 1.0), want)
 
 
-def test_a_file_that_shrinks_in_the_middle_of_a_pass_is_an_error(path, monkeypatch):
+@pytest.mark.parametrize("directly", [False, True])
+def test_a_file_that_shrinks_in_the_middle_of_a_pass_is_an_error(path, monkeypatch, directly):
     points = open_file(path)
     denoiser = EmpiricalDenoiser(points)
-    denoiser(torch.zeros(1, *SHAPE), 1.0)
+    want = denoiser(torch.zeros(1, *SHAPE), 1.0)
     place = points._contents.store.place
     place.block_rows = 1024
-    read = place._read
+    monkeypatch.setattr("diffgen.streaming.direct.PIECE_BYTES", 192 * 1024)
+    monkeypatch.setattr("diffgen.streaming.direct.FEWEST_SEGMENTS", 1)
+    monkeypatch.setattr("diffgen.streaming.direct.SEGMENTS_OF_THREAD", 1)
+    if not directly:
+        monkeypatch.setattr(place, "_direct", lambda consumers: None)
+    elif place._direct([Direct()]) is None:
+        pytest.skip("no native core")
+    content, block = path.read_bytes(), place._block
 
-    def shrink(out, first):
-        if first == 2048:
+    def shrink(piece, data):
+        if piece.first == 2048:
             os.truncate(path, 1000)
-        read(out, first)
+        return block(piece, data)
 
-    monkeypatch.setattr(place, "_read", shrink)
-    with pytest.raises(DataError, match="truncated, or it shrank while open"):
+    monkeypatch.setattr(place, "_block", shrink)
+    with pytest.raises(DataError, match=r"rows\.npy"):
         denoiser(torch.zeros(1, *SHAPE), 1.0)
+    path.write_bytes(content)
+    points.refresh()
+    assert torch.equal(EmpiricalDenoiser(points)(torch.zeros(1, *SHAPE), 1.0), want)
+
+
+class Direct:
+    """Stands for a pass that reads files itself."""
+
+    reads_files = True
+
+
+@pytest.mark.skipif(native.load_native() is None, reason=native.why_not_native() or "native core")
+@pytest.mark.parametrize("form", ["npy", "packed", "shards"])
+def test_threads_that_read_for_themselves_have_the_bits_of_buffers(
+    path, tmp_path, form, monkeypatch
+):
+    rows = torch.from_numpy(np.load(path))
+    place_of = {"npy": path, "packed": tmp_path / "packed", "shards": tmp_path / "shards"}[form]
+    if form == "packed":
+        packing.write(place_of, rows, shard_bytes=192 * 2048)
+    if form == "shards":
+        place_of.mkdir()
+        np.save(place_of / "a.npy", rows[:2048].numpy())
+        np.save(place_of / "b.npy", rows[2048:].numpy())
+    points = open_file(place_of)
+    denoiser = EmpiricalDenoiser(points)
+    place = points._contents.store.place
+    x = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    want = [
+        EmpiricalDenoiser(TrainingSet(rows)).posterior(x, sigma, top_k=3) for sigma in (0.01, 1.0)
+    ]
+    EmpiricalDenoiser(points)(x, 1.0)  # what is to be verified is
+    went = []
+    go_direct = place._go_direct
+
+    def spy(pieces, take):
+        went.append(len(pieces))
+        go_direct(pieces, take)
+
+    monkeypatch.setattr(place, "_go_direct", spy)
+    monkeypatch.setattr("diffgen.streaming.direct.PIECE_BYTES", 2 * 192 * 1024)
+    monkeypatch.setattr("diffgen.streaming.direct.FEWEST_SEGMENTS", 1)
+    monkeypatch.setattr("diffgen.streaming.direct.SEGMENTS_OF_THREAD", 1)
+    for sigma, expected in zip((0.01, 1.0), want, strict=True):
+        got = denoiser.posterior(x, sigma, top_k=3)
+        assert all(
+            a.numpy().tobytes() == b.numpy().tobytes() for a, b in zip(got, expected, strict=True)
+        )
+    assert len(went) == 2 and min(went) > 1
+
+
+def test_a_segment_in_two_files_goes_through_a_buffer(path, tmp_path):
+    rows = torch.from_numpy(np.load(path))
+    (tmp_path / "shards").mkdir()
+    np.save(tmp_path / "shards" / "a.npy", rows[:1000].numpy())
+    np.save(tmp_path / "shards" / "b.npy", rows[1000:].numpy())
+    points = open_file(tmp_path / "shards")
+    assert points._contents.store.place._direct([Direct()]) is None
+    x = torch.randn(2, *SHAPE)
+    assert torch.equal(
+        EmpiricalDenoiser(points)(x, 0.7), EmpiricalDenoiser(TrainingSet(rows))(x, 0.7)
+    )
 
 
 def test_sets_of_files_are_indexed_split_pickled_and_copied_like_others(path):
@@ -332,7 +402,7 @@ def test_a_packed_set_knows_its_norms_and_they_are_compared(path, tmp_path):
 
 def test_what_one_call_raises_is_not_the_others_error():
     class Blocks:
-        def drive(self, take):
+        def drive(self, take, _):
             for _ in range(3):
                 take(type("Block", (), {"data": torch.ones(2)}))
 
@@ -377,6 +447,7 @@ INTERRUPTED = """
         read(out, first)
 
     place._read = slow
+    place._direct = lambda consumers: None
     place.block_rows = 1024
     denoiser(x, 1.0)
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()

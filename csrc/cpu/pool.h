@@ -16,10 +16,17 @@ class StopSign {
     bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
     // As `stopped`; polls when it runs on the calling thread.
     bool check(bool on_caller);
+    // Stops the call because something it needs is missing.
+    void fail() {
+        failed_.store(true, std::memory_order_relaxed);
+        stopped_.store(true, std::memory_order_relaxed);
+    }
+    bool failed() const { return failed_.load(std::memory_order_relaxed); }
 
   private:
     const Control& control_;
     std::atomic<bool> stopped_{false};
+    std::atomic<bool> failed_{false};
     int64_t last_poll_ns_ = 0;
 };
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffgen.backends.native import load_native
 from diffgen.backends.native_arguments import address, arguments
-from diffgen.backends.passes import BlockwiseMoments, Ending, PassOptions
+from diffgen.backends.passes import BlockwiseMoments, Ending, PassOptions, UnreadableRows
 from diffgen.backends.problem import Extent, Problem, RowBlock
 
 REFERENCE, NEAREST_SQUARE = 0, 1
@@ -58,7 +58,14 @@ def undecided(isa: str, problem: Problem, extent: Extent, options: PassOptions) 
 
 
 class CpuPass:
-    """A pass of one instruction set; see ``passes.MomentsPass``."""
+    """A pass of one instruction set; see ``passes.MomentsPass``.
+
+    Attributes:
+        reads_files: Its threads read the rows of a block that is in a file, each those that it
+            computes with, so that these come through its cache and not through memory.
+    """
+
+    reads_files = True
 
     def __init__(
         self,
@@ -86,15 +93,20 @@ class CpuPass:
 
     def add(self, block: RowBlock) -> None:
         """Take rows: whole segments, in ascending order."""
-        self._pass.add(
-            block.data.data_ptr(),
+        in_file = block.file >= 0
+        read = self._pass.add(
+            0 if in_file else block.data.data_ptr(),
             block.first,
             address(block.ids),
             block.norms.data_ptr(),
             address(block.log_weights),
-            block.data.shape[0],
+            block.norms.shape[0],
             max(1, torch.get_num_threads() - block.spare),
+            block.file,
+            block.offset,
         )
+        if not read:
+            raise UnreadableRows
 
     def empty_state(self) -> Tensor:
         """What ``write_state`` gives before any row came."""

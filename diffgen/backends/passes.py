@@ -51,11 +51,19 @@ class Ending(NamedTuple):
     eligible: int
 
 
+class UnreadableRows(Exception):
+    """Rows of a file are not there: whoever brought the block knows which file."""
+
+
 class MomentsPass(Protocol):
     """The posterior of every query over the rows that came so far."""
 
     def add(self, block: RowBlock) -> None:
-        """Take rows: whole segments, in ascending order."""
+        """Take rows: whole segments, in ascending order.
+
+        Raises:
+            UnreadableRows: If they are in a file, and cannot be read there.
+        """
 
     def empty_state(self) -> Tensor:
         """What ``write_state`` gives before any row came."""

@@ -61,6 +61,9 @@ class RowBlock:
         norms: As in ``Problem``, of these rows, ``(n,)``.
         log_weights: Likewise, or None.
         spare: So many threads have better left to whoever brings the rows.
+        file: Descriptor of an open file that has the rows, where ``data`` has none, ``(0, D)``;
+            -1 where it has.
+        offset: Byte of the first row in it.
     """
 
     data: Tensor
@@ -69,6 +72,8 @@ class RowBlock:
     norms: Tensor
     log_weights: Tensor | None
     spare: int = 0
+    file: int = -1
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

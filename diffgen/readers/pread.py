@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from diffgen.errors import DataError
 from diffgen.readers.descriptors import Descriptor, Identity
-from diffgen.readers.random_access import blocks_of
+from diffgen.readers.random_access import FirstPass, Stretch, blocks_of
 from diffgen.readers.source import Source, byte_view, check_shape, row_bytes
 
 if TYPE_CHECKING:
@@ -231,7 +230,7 @@ def layout_source(
     file: PreadFile,
     layout: Layout,
     labels: Tensor | None = None,
-    seen: Callable[[int, memoryview], None] | None = None,
+    seen: FirstPass | None = None,
 ) -> Source:
     """Rows at a known place of a file, as a source.
 
@@ -240,7 +239,7 @@ def layout_source(
         layout: Where the rows are.
         labels: ``(N,)`` int64, or None.
         seen: Called with the number of the first row and the bytes of every read, as they are in
-            the file.
+            the file; None where nothing is to be verified.
 
     Returns:
         A source whose rows are read straight to where they are wanted, at any place.
@@ -270,9 +269,22 @@ def layout_source(
         if layout.swapped:
             swap_bytes(out)
 
+    def stretches() -> tuple[Stretch, ...] | None:
+        if stride != bytes_each or layout.swapped or not (seen is None or seen.verified):
+            return None
+        return (Stretch(file.path, layout.offset, layout.shape[0]),)
+
     blocks = blocks_of(fill, layout.shape, layout.dtype)
     return Source(
-        file.path, layout.shape, layout.dtype, blocks, labels, file.close, fill, file.check
+        file.path,
+        layout.shape,
+        layout.dtype,
+        blocks,
+        labels,
+        file.close,
+        fill,
+        file.check,
+        stretches=stretches,
     )
 
 

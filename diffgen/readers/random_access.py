@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,6 +42,24 @@ def blocks_of(fill: Fill, shape: tuple[int, ...], dtype: torch.dtype) -> Blocks:
             yield block
 
     return blocks
+
+
+class Stretch(NamedTuple):
+    """Rows that lie one after another in a file, as they are stored.
+
+    Attributes:
+        path: The file.
+        offset: Byte of the first row.
+        rows: Number of rows.
+    """
+
+    path: str
+    offset: int
+    rows: int
+
+
+Stretches: TypeAlias = Callable[[], "tuple[Stretch, ...] | None"]
+"""Where all rows lie, in order; None where they do not lie so, or are not verified yet."""
 
 
 class InOrder:
@@ -151,6 +169,11 @@ class FirstPass:
         self._digest: Digest | None = None
         self._next = 0
         self._verified = False
+
+    @property
+    def verified(self) -> bool:
+        """Whether all rows have been read and are those that were written."""
+        return self._verified
 
     def __call__(self, first: int, content: memoryview) -> None:
         """Take in the bytes of the rows from ``first`` on, as they are in the file.

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffgen.errors import DataError
-from diffgen.readers.random_access import Blocks, Fill, InOrder, blocks_of, fill_of
+from diffgen.readers.random_access import (
+    Blocks,
+    Fill,
+    InOrder,
+    Stretch,
+    Stretches,
+    blocks_of,
+    fill_of,
+)
 
 Array: TypeAlias = NDArray[Any]
 
@@ -36,6 +44,10 @@ BLOCK_BYTES = 8 << 20
 
 PROGRESS_DELAY_S = 2.0
 """A progress bar appears on what takes longer than this."""
+
+
+def nowhere() -> None:
+    """Say of no place that the rows lie there one after another."""
 
 
 def nothing() -> None:
@@ -57,6 +69,7 @@ class Source:
         fill: Reads rows at any place, see ``Fill``; None takes them from ``blocks``, in order.
         check: ``DataError``, naming the file, when one of those that the rows come from is not any
             more the file that was opened: replaced, written to, or gone. It only asks the system.
+        stretches: Where the rows lie, for those who read them without ``read``; see ``Stretches``.
         norms: What the file says of the lengths of its uint8 rows, ``sum_k (u_k - 128)^2``,
             ``(N,)`` int64; or None.
     """
@@ -70,6 +83,7 @@ class Source:
     fill: Fill | None = None
     check: Callable[[], None] = nothing
     norms: Tensor | None = None
+    stretches: Stretches = nowhere
 
     def __post_init__(self) -> None:
         """Refuse a set without rows or features."""
@@ -281,5 +295,24 @@ def join(path: str, parts: Sequence[Source], labels: Tensor | None = None) -> So
         for part in parts:
             part.check()
 
+    def stretches() -> tuple[Stretch, ...] | None:
+        found: list[Stretch] = []
+        for part in parts:
+            own = part.stretches()
+            if own is None:
+                return None
+            found.extend(own)
+        return tuple(found)
+
     blocks = blocks_of(fill, shape, parts[0].dtype)
-    return Source(path, shape, parts[0].dtype, blocks, labels, close, fill, check)
+    return Source(
+        path,
+        shape,
+        parts[0].dtype,
+        blocks,
+        labels,
+        close,
+        fill,
+        check,
+        stretches=stretches,
+    )

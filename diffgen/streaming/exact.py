@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffgen.backends.passes import BlockwiseMoments, Ending, Moments, MomentsPass, PassOptions
 from diffgen.backends.problem import Extent, Problem
+from diffgen.streaming.direct import SEGMENTS_OF_THREAD
 from diffgen.streaming.exchange import Exchange
 from diffgen.streaming.place import Place
 from diffgen.streaming.plan import SEGMENT_ROWS
@@ -55,7 +56,10 @@ class ExactMoments:
             functionals,
             top_k,
             mean_dtype,
-            segments_at_once=max(1, self._place.block_rows // SEGMENT_ROWS),
+            # Queries are not cut for the threads' sake: each cut would read the rows once more.
+            segments_at_once=max(
+                self._place.block_rows // SEGMENT_ROWS, SEGMENTS_OF_THREAD * torch.get_num_threads()
+            ),
             keep_segments=self._keeps_segments(),
         )
         undecided = self._blockwise.undecided(problem, self._extent, options)
@@ -104,15 +108,14 @@ class ExactMoments:
         segments = -(-place.count // SEGMENT_ROWS)
         squares = torch.empty((len(later), segments), dtype=torch.float64)
 
-        def make() -> tuple[MomentsPass, MomentsPass]:
+        def make() -> tuple[MomentsPass, ...]:
             squares.fill_(inf)
-            return (
-                self._open(now, options),
-                self._open(search, search_options, squares=squares),
-            )
+            found = self._open(search, search_options, squares=squares)
+            return (found, self._open(now, options)) if len(at_once) else (found,)
 
         with exchange.together("pass"):
-            first, found = place.run(make, problem.rows)
+            found, *others = place.run(make, problem.rows)
+        first = others[0] if others else self._open(now, options)
         ending = self._join(first)
         nearest = self._join(found)
         ids = nearest.moments[3][:, 0].clamp(min=0)

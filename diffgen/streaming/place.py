@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from math import sqrt
@@ -12,12 +13,15 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from diffgen.backends.passes import UnreadableRows
 from diffgen.backends.problem import Extent, RowBlock
 from diffgen.errors import DataError
 from diffgen.readers.rows import squared_norms
 from diffgen.readers.source import Progress, Source
 from diffgen.streaming.ahead import Buffers, fill, read_ahead
+from diffgen.streaming.direct import MOST_BYTES_IN_THREADS, FilePiece, OpenFiles, pieces_in_files
 from diffgen.streaming.plan import (
+    SEGMENT_ROWS,
     Piece,
     pieces_of_ids,
     pieces_of_range,
@@ -56,12 +60,16 @@ class Place(ABC):
         self.features, self.dtype, self.scale = features, dtype, scale
         self.log_weights = log_weights
         self.block_rows = rows_of_block(features * dtype.itemsize)
-        self._shared = SharedPasses(lambda take: self._go(self._all_pieces(), take))
+        self._shared = SharedPasses(self._go_through)
 
     @property
     @abstractmethod
     def norms(self) -> Tensor:
         """Squared lengths of the rows here about the origin, ``(stop - first,)`` float64."""
+
+    def _go_through(self, take: Take, consumers: Sequence[Consumer]) -> None:
+        """Hand all rows to ``take``, block by block, for these consumers."""
+        self._go(self._all_pieces(), take)
 
     @abstractmethod
     def _go(self, pieces: Sequence[Piece], take: Take) -> None:
@@ -252,6 +260,66 @@ class FilePlace(Place):
 
         self._through(self._all_pieces(), take, "measuring")
         return norms
+
+    def run(
+        self, make: Callable[[], Made], ids: Tensor | None = None, segments: Tensor | None = None
+    ) -> Made:
+        """Go through rows once; see ``Place.run``."""
+        try:
+            return super().run(make, ids, segments)
+        except UnreadableRows:
+            # Reading them here says which file, and where.
+            self.read_through(lambda _: None, "checking")
+            raise DataError(f"{self.source.path}: rows could not be read") from None
+
+    def _go_through(self, take: Take, consumers: Sequence[Consumer]) -> None:
+        direct = self._direct(consumers)
+        if direct is None:
+            super()._go_through(take, consumers)
+        else:
+            self._go_direct(direct, take)
+
+    def _direct(self, consumers: Sequence[Consumer]) -> list[FilePiece] | None:
+        """The rows for a consumer that reads files itself, and which files they are in.
+
+        None where there is another consumer, where rows are still to be compared with what the
+        file says of them, or where they do not lie in files as they are.
+        """
+        if len(consumers) != 1 or not getattr(consumers[0], "reads_files", False):
+            return None
+        _ = self.norms
+        room = torch.get_num_threads() * SEGMENT_ROWS * self.features
+        if self._claimed is not None or room > MOST_BYTES_IN_THREADS:
+            return None
+        stretches = self.source.stretches()
+        return (
+            None
+            if stretches is None
+            else pieces_in_files(
+                stretches, self.features, self.first, self.stop, torch.get_num_threads()
+            )
+        )
+
+    def _go_direct(self, pieces: Sequence[FilePiece], take: Take) -> None:
+        """Hand out blocks that are in files, which the system is told to read ahead."""
+        nothing = torch.empty((0, self.features), dtype=self.dtype)
+        with (
+            self._reading,
+            OpenFiles() as files,
+            ThreadPoolExecutor(1, thread_name_prefix="diffgen-read") as reader,
+            Progress(self.stop - self.first, f"reading {self.source.path}") as bar,
+        ):
+            for number, piece in enumerate(pieces):
+                file = files.open(piece.path)
+                if number == 0 or piece.path != pieces[number - 1].path:
+                    self.source.check()
+                for later in pieces[number + 1 : number + 2]:
+                    reader.submit(
+                        files.fetch, later.path, later.offset, later.count * self.features
+                    )
+                block = self._block(Piece(piece.first, piece.count), nothing)
+                take(replace(block, file=file, offset=piece.offset))
+                bar.update(piece.count)
 
     def read_through(self, take: Callable[[Tensor], None], what: str) -> None:
         """Hand all rows to ``take``, in order, block by block.

@@ -50,8 +50,10 @@ class SharedPasses:
     share the next pass, which the first of them drives.
     """
 
-    def __init__(self, drive: Callable[[Callable[[RowBlock], None]], None]) -> None:
-        """Take what goes through all rows and hands each block to its argument."""
+    def __init__(
+        self, drive: Callable[[Callable[[RowBlock], None], Sequence[Consumer]], None]
+    ) -> None:
+        """Take what hands all rows, for some consumers, to a function, block by block."""
         self._drive = drive
         self._change = threading.Condition()
         self._waiting: list[_Call] = []
@@ -95,7 +97,8 @@ class SharedPasses:
             self.passes += 1
             for call in calls:
                 call.start()
-            self._drive(lambda block: _hand_out(block, calls))
+            consumers = [consumer for call in calls for consumer in call.consumers]
+            self._drive(lambda block: _hand_out(block, calls), consumers)
         except Exception as error:
             for call in calls:
                 call.error = call.error or error

@@ -87,7 +87,7 @@ Pass::Pass(const Problem& problem, const Extent& extent, const PassOptions& opti
     }
 }
 
-bool Pass::add(const RowBlock& rows, const Control& control) {
+Added Pass::add(const RowBlock& rows, const Control& control) {
     const Segments segments(rows, problem_.features);
     segments_ = &segments;
     StopSign stop(control);
@@ -98,7 +98,8 @@ bool Pass::add(const RowBlock& rows, const Control& control) {
     const int most = std::clamp(control.threads, 1, options_.threads);
     const int threads = products < kProductsForThreads ? 1 : most;
     Wave(segments, stop, blocks_, rooms_, workers_, known_, merge).run(threads);
-    return !stop.stopped();
+    if (stop.failed()) return Added::unreadable;
+    return stop.stopped() ? Added::stopped : Added::all;
 }
 
 double Pass::merge(int64_t block, int64_t i, int64_t segment, Posterior& part) {

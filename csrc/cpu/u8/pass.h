@@ -40,6 +40,8 @@ struct PassOptions {
 void find_undecided(const Problem& problem, const Extent& extent, const PassOptions& options,
                     const Kernels& kernels, bool* undecided);
 
+enum class Added { all, stopped, unreadable };
+
 class Pass {
   public:
     // Of the problem, queries and affine map are read, and only here. `anchors` are rows
@@ -51,9 +53,9 @@ class Pass {
     Pass(const Pass&) = delete;
     Pass& operator=(const Pass&) = delete;
 
-    // Whole segments, in ascending order, on at most as many threads as the pass has. False when
-    // the call was stopped: then the pass is over.
-    bool add(const RowBlock& rows, const Control& control);
+    // Whole segments, in ascending order, on at most as many threads as the pass has. When it was
+    // stopped, or rows could not be read, the pass is over.
+    Added add(const RowBlock& rows, const Control& control);
 
     // Numbers that hold the posterior of a query.
     int64_t state_size() const;

@@ -1,7 +1,10 @@
 // The segments of a problem, and the tile of one that is at hand; see ../../u8/layout.h.
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +25,9 @@ struct RowBlock {
     const double* norms;        // (count,), see Problem
     const double* log_weights;  // (count,) or null
     int64_t count;
+    // Where there is no `data`: an open file that has the rows from this byte on.
+    int file = -1;
+    int64_t offset = 0;
 };
 
 // Eligible rows, numbered in ascending order of their ids.
@@ -47,7 +53,9 @@ class Segments {
           ids_(block.ids),
           data_(block.data),
           norms_(block.norms),
-          log_weights_(block.log_weights) {
+          log_weights_(block.log_weights),
+          file_(block.data == nullptr ? block.file : -1),
+          offset_(block.offset) {
         divide(block.count);
     }
 
@@ -59,6 +67,22 @@ class Segments {
     const uint8_t* row(int64_t at) const { return data_ + place(at) * features_; }
     double norm(int64_t at) const { return norms_[place(at)]; }
     double log_weight(int64_t at) const { return log_weights_ ? log_weights_[place(at)] : 0.0; }
+
+    bool in_file() const { return file_ >= 0; }
+    // Reads rows of a file, of which nothing is in memory. False where they are not there.
+    bool read(int64_t at, int64_t count, uint8_t* rows) const {
+        int64_t left = count * features_;
+        int64_t from = offset_ + at * features_;
+        while (left > 0) {
+            const ssize_t got = pread(file_, rows, static_cast<size_t>(left), from);
+            if (got < 0 && errno == EINTR) continue;
+            if (got <= 0) return false;
+            rows += got;
+            from += got;
+            left -= got;
+        }
+        return true;
+    }
 
   private:
     int64_t place(int64_t at) const { return by_id_ ? id(at) : at; }
@@ -83,13 +107,16 @@ class Segments {
     const uint8_t* data_;
     const double* norms_;
     const double* log_weights_;
+    int file_ = -1;
+    int64_t offset_ = 0;
     std::vector<int64_t> begins_;
 };
 
 class Tile {
   public:
     explicit Tile(int64_t features)
-        : capacity_(tile_rows(features)),
+        : features_(features),
+          capacity_(tile_rows(features)),
           rows_(capacity_),
           ahead_(capacity_),
           early_(capacity_),
@@ -99,21 +126,22 @@ class Tile {
 
     int64_t capacity() const { return capacity_; }
 
-    // As many rows of a segment, from eligible row `begin` on, as there is room for.
-    void load(const Segments& segments, int64_t segment, int64_t begin) {
+    // As many rows of a segment, from eligible row `begin` on, as there is room for. `copies` are
+    // the segment's rows that were read from a file, those of the tile among them; or null.
+    void load(const Segments& segments, int64_t segment, int64_t begin, const uint8_t* copies) {
         const int64_t last = segments.begin(segment + 1);
         const int64_t end = std::min(last, begin + capacity_);
         count_ = end - begin;
         place_ = begin - segments.begin(segment);
         for (int64_t r = 0; r < count_; ++r) {
             ids_[r] = segments.id(begin + r);
-            rows_[r] = segments.row(begin + r);
-            ahead_[r] = end + r < last ? segments.row(end + r) : rows_[r];
+            rows_[r] = copies ? copies + (place_ + r) * features_ : segments.row(begin + r);
+            ahead_[r] = !copies && end + r < last ? segments.row(end + r) : rows_[r];
             early_[r] = r % 4 ? ahead_[r] : rows_[r];
             norms_[r] = segments.norm(begin + r);
             log_weights_[r] = segments.log_weight(begin + r);
         }
-        fetch_ = end < last;
+        fetch_ = !copies && end < last;
     }
 
     int64_t count() const { return count_; }
@@ -136,6 +164,7 @@ class Tile {
     }
 
   private:
+    int64_t features_;
     int64_t capacity_;
     int64_t count_ = 0;
     int64_t place_ = 0;

@@ -66,10 +66,21 @@ void Worker::run(const QueryBlock& queries, const Segments& segments, int64_t se
         pending_[i].best = -INFINITY;
         if (task_.top_k > 0) parts[i].nearest.clear();
     }
+    const int64_t first = segments.begin(segment);
     const int64_t last = segments.begin(segment + 1);
-    for (int64_t at = segments.begin(segment); at < last; at += tile_.capacity()) {
+    if (segments.in_file() && !has_copies_) {
+        copies_ = Buffer<uint8_t>(kSegmentRows * features_);
+        has_copies_ = true;
+    }
+    uint8_t* const copies = segments.in_file() ? copies_.data() : nullptr;
+    for (int64_t at = first; at < last; at += tile_.capacity()) {
         if (stop.check(on_caller)) return;
-        tile_.load(segments, segment, at);
+        const int64_t rows = std::min(tile_.capacity(), last - at);
+        if (copies && !segments.read(at, rows, copies + (at - first) * features_)) {
+            stop.fail();
+            return;
+        }
+        tile_.load(segments, segment, at, copies);
         form_products();
         plan_.count_tile();
         sums_.clear();

@@ -87,6 +87,9 @@ class Worker {
     std::vector<int64_t*> outs_;
     int planes_used_ = 0;    // of the query at hand
     int64_t excluded_ = -1;  // position in the tile of the row left out
+    // Rows of the segment that were read from a file.
+    Buffer<uint8_t> copies_;
+    bool has_copies_ = false;
     // Rows of the tile that matter to the query at hand.
     Unit chosen_;
     Buffer<int64_t> positions_;
