@@ -33,6 +33,10 @@ class Buffers:
         self._buffers = kept
         return kept[:number]
 
+    def clear(self) -> None:
+        """Let the buffers go."""
+        self._buffers = []
+
 
 def fill(read: Read, piece: Piece, buffer: Tensor) -> Tensor:
     """Read a piece into a buffer; the rows, a view of it."""

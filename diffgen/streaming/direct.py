@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from diffgen.readers.random_access import Stretch
 from diffgen.streaming.plan import SEGMENT_ROWS
@@ -110,16 +109,7 @@ class OpenFiles:
         finally:
             os.close(descriptor)
 
-    def __enter__(self) -> OpenFiles:
-        """Return the files."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Close them."""
         for descriptor in self._files.values():
             os.close(descriptor)

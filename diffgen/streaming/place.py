@@ -303,9 +303,11 @@ class FilePlace(Place):
     def _go_direct(self, pieces: Sequence[FilePiece], take: Take) -> None:
         """Hand out blocks that are in files, which the system is told to read ahead."""
         nothing = torch.empty((0, self.features), dtype=self.dtype)
+        # Their place is that of the segments that threads keep.
+        self._buffers.clear()
         with (
             self._reading,
-            OpenFiles() as files,
+            closing(OpenFiles()) as files,
             ThreadPoolExecutor(1, thread_name_prefix="diffgen-read") as reader,
             Progress(self.stop - self.first, f"reading {self.source.path}") as bar,
         ):
