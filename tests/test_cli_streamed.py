@@ -58,7 +58,14 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         seen.append(sum(piece.count for piece in pieces))
         through(place, pieces, *others)
 
+    directly = FilePlace._go_direct
+
+    def counted_directly(place: FilePlace, pieces: Any, take: Any) -> None:
+        seen.append(sum(piece.count for piece in pieces))
+        directly(place, pieces, take)
+
     monkeypatch.setattr(FilePlace, "_through", counted)
+    monkeypatch.setattr(FilePlace, "_go_direct", counted_directly)
     return seen
 
 

@@ -51,16 +51,23 @@ def test_counts_are_those_of_a_run(packed, capsys, monkeypatch):
     denoiser = EmpiricalDenoiser(ts)
     denoiser(torch.zeros(1, 3, 8, 8), 1.0)
     place = ts._contents.store.place
+    held = sum(buffer.nbytes for buffer in place._buffers._buffers)
     before, read = place._shared.passes, []
     whole = Source.read
     monkeypatch.setattr(
         Source, "read", lambda self, out, first: (read.append(out.nbytes), whole(self, out, first))
     )
+    directly = place._go_direct
+
+    def spied(pieces, take):
+        read.extend(192 * piece.count for piece in pieces)
+        directly(pieces, take)
+
+    monkeypatch.setattr(place, "_go_direct", spied)
     denoiser(torch.zeros(10, 3, 8, 8), 1.0)
     assert call["passes"] == place._shared.passes - before == 4
     assert call["read_bytes"] == sum(read) == 4 * 2500 * 192
     assert (call["queries"], call["queries_of_pass"]) == (20, 6)
-    held = sum(buffer.nbytes for buffer in place._buffers._buffers)
     norms = place.norms.nbytes + place.source.norms.nbytes
     assert (record["memory"]["rows"], record["memory"]["norms"]) == (held, norms)
     assert not call["measuring_pass"]

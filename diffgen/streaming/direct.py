@@ -23,9 +23,6 @@ FEWEST_SEGMENTS = 4
 SEGMENTS_OF_THREAD = 2
 """Segments of a block at least for each thread."""
 
-MOST_BYTES_IN_THREADS = 96 << 20
-"""Threads keep the segment that they read; where those are larger, rows go through buffers."""
-
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:

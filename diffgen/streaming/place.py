@@ -19,7 +19,7 @@ from diffgen.errors import DataError
 from diffgen.readers.rows import squared_norms
 from diffgen.readers.source import Progress, Source
 from diffgen.streaming.ahead import Buffers, fill, read_ahead
-from diffgen.streaming.direct import MOST_BYTES_IN_THREADS, FilePiece, OpenFiles, pieces_in_files
+from diffgen.streaming.direct import FilePiece, OpenFiles, pieces_in_files
 from diffgen.streaming.plan import (
     SEGMENT_ROWS,
     Piece,
@@ -288,17 +288,14 @@ class FilePlace(Place):
         if len(consumers) != 1 or not getattr(consumers[0], "reads_files", False):
             return None
         _ = self.norms
-        room = torch.get_num_threads() * SEGMENT_ROWS * self.features
-        if self._claimed is not None or room > MOST_BYTES_IN_THREADS:
+        threads = torch.get_num_threads()
+        # Each thread keeps the segment that it reads: in the place of two blocks, if they fit it.
+        if self._claimed is not None or threads * SEGMENT_ROWS > 2 * self.block_rows:
             return None
         stretches = self.source.stretches()
-        return (
-            None
-            if stretches is None
-            else pieces_in_files(
-                stretches, self.features, self.first, self.stop, torch.get_num_threads()
-            )
-        )
+        if stretches is None:
+            return None
+        return pieces_in_files(stretches, self.features, self.first, self.stop, threads)
 
     def _go_direct(self, pieces: Sequence[FilePiece], take: Take) -> None:
         """Hand out blocks that are in files, which the system is told to read ahead."""
