@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -26,13 +27,16 @@ struct Job {
     void* context;
     void (*run)(void*, int64_t, bool);
     int helpers_wanted;
+    StopSign* stop;
     std::atomic<int64_t> next{0};
-    int helpers_inside = 0;  // guarded by the pool's mutex
+    // Guarded by the pool's mutex.
+    int helpers_inside = 0;
+    std::exception_ptr error;  // the first of a task
 };
 
 class Pool {
   public:
-    void run(Job& job, StopSign& stop) {
+    void run(Job& job) {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             grow(job.helpers_wanted);
@@ -50,17 +54,25 @@ class Pool {
         while (job.helpers_inside > 0) {
             done_.wait_for(lock, std::chrono::nanoseconds(kPollEveryNs));
             lock.unlock();
-            stop.check(true);
+            job.stop->check(true);
             lock.lock();
         }
+        if (job.error) std::rethrow_exception(job.error);
     }
 
   private:
-    static void take(Job& job, bool on_caller) {
+    void take(Job& job, bool on_caller) {
         for (;;) {
             const int64_t task = job.next.fetch_add(1);
             if (task >= job.count) return;
-            job.run(job.context, task, on_caller);
+            try {
+                job.run(job.context, task, on_caller);
+            } catch (...) {
+                const std::lock_guard<std::mutex> lock(mutex_);
+                if (!job.error) job.error = std::current_exception();
+                job.next.store(job.count);
+                job.stop->fail();
+            }
         }
     }
 
@@ -151,7 +163,8 @@ void run_tasks(int64_t count, int threads, StopSign& stop, void* context,
     job.context = context;
     job.run = run;
     job.helpers_wanted = static_cast<int>(count < threads ? count : threads) - 1;
-    pool().run(job, stop);
+    job.stop = &stop;
+    pool().run(job);
 }
 
 }  // namespace diffgen::cpu

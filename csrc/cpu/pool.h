@@ -31,8 +31,9 @@ class StopSign {
 };
 
 // A piece of work: `run(context, task, on_caller)` for task in [0, count), on up to `threads`
-// threads, the calling one among them. Tasks must not throw. Returns when all are done. Calls from
-// several threads share the workers; in a forked child the pool starts anew.
+// threads, the calling one among them. Returns when all are done. The first error that a task
+// throws stops the call, and is thrown again here. Calls from several threads share the workers; in
+// a forked child the pool starts anew.
 void run_tasks(int64_t count, int threads, StopSign& stop, void* context,
                void (*run)(void* context, int64_t task, bool on_caller));
 

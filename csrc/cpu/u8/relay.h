@@ -71,6 +71,12 @@ class Relay {
         change_.notify_all();
     }
 
+    // Has those that wait for room look whether they were stopped.
+    void wake() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        change_.notify_all();
+    }
+
   private:
     Slot* next_in_order() {
         for (size_t i = 0; i < waiting_.size(); ++i) {

@@ -58,7 +58,14 @@ class Wave {
 
   private:
     static void work(void* context, int64_t thread, bool on_caller) {
-        static_cast<Wave*>(context)->work(thread, on_caller);
+        Wave& wave = *static_cast<Wave*>(context);
+        try {
+            wave.work(thread, on_caller);
+        } catch (...) {
+            wave.stop_.fail();
+            wave.relay_.wake();
+            throw;
+        }
     }
 
     void work(int64_t thread, bool on_caller) {
