@@ -1,8 +1,8 @@
 """Blocks that are read by the threads that compute with them, straight from files.
 
 Rows that go through a buffer cross the memory three times more: into it, and out of it again. A
-thread that reads a tile of rows just before it computes with it has them in its own cache. What
-comes from a disk is asked for ahead, by a thread of its own.
+thread that reads a tile of rows just before it computes with them has them in its own cache, which
+the next tile is read into. What comes from a disk is asked for ahead, by a thread of its own.
 """
 
 from __future__ import annotations

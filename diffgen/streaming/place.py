@@ -289,7 +289,7 @@ class FilePlace(Place):
             return None
         _ = self.norms
         threads = torch.get_num_threads()
-        # Each thread keeps the segment that it reads: in the place of two blocks, if they fit it.
+        # Each thread has room for the rows of a segment, in place of two blocks that suffice.
         if self._claimed is not None or threads * SEGMENT_ROWS > 2 * self.block_rows:
             return None
         stretches = self.source.stretches()
@@ -300,7 +300,7 @@ class FilePlace(Place):
     def _go_direct(self, pieces: Sequence[FilePiece], take: Take) -> None:
         """Hand out blocks that are in files, which the system is told to read ahead."""
         nothing = torch.empty((0, self.features), dtype=self.dtype)
-        # Their place is that of the segments that threads keep.
+        # Their place is that of the rows that threads keep.
         self._buffers.clear()
         with (
             self._reading,

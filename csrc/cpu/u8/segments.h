@@ -127,7 +127,7 @@ class Tile {
     int64_t capacity() const { return capacity_; }
 
     // As many rows of a segment, from eligible row `begin` on, as there is room for. `copies` are
-    // the segment's rows that were read from a file, those of the tile among them; or null.
+    // these rows where they were read from a file; or null.
     void load(const Segments& segments, int64_t segment, int64_t begin, const uint8_t* copies) {
         const int64_t last = segments.begin(segment + 1);
         const int64_t end = std::min(last, begin + capacity_);
@@ -135,7 +135,7 @@ class Tile {
         place_ = begin - segments.begin(segment);
         for (int64_t r = 0; r < count_; ++r) {
             ids_[r] = segments.id(begin + r);
-            rows_[r] = copies ? copies + (place_ + r) * features_ : segments.row(begin + r);
+            rows_[r] = copies ? copies + r * features_ : segments.row(begin + r);
             ahead_[r] = !copies && end + r < last ? segments.row(end + r) : rows_[r];
             early_[r] = r % 4 ? ahead_[r] : rows_[r];
             norms_[r] = segments.norm(begin + r);

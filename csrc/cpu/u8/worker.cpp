@@ -68,15 +68,19 @@ void Worker::run(const QueryBlock& queries, const Segments& segments, int64_t se
     }
     const int64_t first = segments.begin(segment);
     const int64_t last = segments.begin(segment + 1);
-    if (segments.in_file() && !has_copies_) {
-        copies_ = Buffer<uint8_t>(kSegmentRows * features_);
-        has_copies_ = true;
+    from_file_ = segments.in_file();
+    if (from_file_) {
+        if (!waiting_) {
+            copies_ = Buffer<uint8_t>(tile_.capacity() * features_);
+            waiting_.reset(new uint8_t[static_cast<size_t>(kSegmentRows * features_)]);
+        }
+        waits_.assign(kSegmentRows, false);
     }
-    uint8_t* const copies = segments.in_file() ? copies_.data() : nullptr;
+    uint8_t* const copies = from_file_ ? copies_.data() : nullptr;
     for (int64_t at = first; at < last; at += tile_.capacity()) {
         if (stop.check(on_caller)) return;
         const int64_t rows = std::min(tile_.capacity(), last - at);
-        if (copies && !segments.read(at, rows, copies + (at - first) * features_)) {
+        if (copies && !segments.read(at, rows, copies)) {
             stop.fail();
             return;
         }

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "../buffer.h"
@@ -68,6 +69,7 @@ class Worker {
     // worker_weights.cpp
     void accept(const Query& query, int64_t i, double nearest_square, Posterior& part);
     void settle(const Query& query, int64_t i, Posterior& part);
+    const uint8_t* keep(const uint8_t* row, int64_t place);
     WeightedSum weigh(const Query& query, const Unit& unit, const int64_t* positions, int8_t* room,
                       Posterior& part);
     Sums sums_of(const Unit& unit) const;
@@ -87,9 +89,12 @@ class Worker {
     std::vector<int64_t*> outs_;
     int planes_used_ = 0;    // of the query at hand
     int64_t excluded_ = -1;  // position in the tile of the row left out
-    // Rows of the segment that were read from a file.
+    // Where rows come from a file: those of the tile, and by place those of the segment that sparse
+    // tiles left, of which only the pages in use take memory.
+    bool from_file_ = false;
     Buffer<uint8_t> copies_;
-    bool has_copies_ = false;
+    std::unique_ptr<uint8_t[]> waiting_;
+    std::vector<bool> waits_;
     // Rows of the tile that matter to the query at hand.
     Unit chosen_;
     Buffer<int64_t> positions_;

@@ -40,7 +40,9 @@ void Worker::accept(const Query& query, int64_t i, double nearest_square, Poster
     if (!dense && !query.sigma_is_zero) {
         std::copy_n(chosen_.logits, kept, pending.logits + pending.count);
         std::copy_n(chosen_.norms, kept, pending.norms + pending.count);
-        std::copy_n(chosen_.rows, kept, pending.rows + pending.count);
+        for (int64_t s = 0; s < kept; ++s) {
+            pending.rows[pending.count + s] = keep(chosen_.rows[s], chosen_.places[s]);
+        }
         std::copy_n(chosen_.places, kept, pending.places + pending.count);
         pending.count += kept;
         pending.best = std::max(pending.best, chosen_.best);
@@ -59,6 +61,15 @@ void Worker::accept(const Query& query, int64_t i, double nearest_square, Poster
     } else {
         weighted_sums_.add_one(chosen_.rows, chosen_.count, sum, nullptr);
     }
+}
+
+// The row, where it stays for the rest of the segment.
+const uint8_t* Worker::keep(const uint8_t* row, int64_t place) {
+    if (!from_file_) return row;
+    uint8_t* const kept = waiting_.get() + place * features_;
+    if (!waits_[place]) std::copy_n(row, features_, kept);
+    waits_[place] = true;
+    return kept;
 }
 
 // Weighs what sparse tiles left.
