@@ -90,10 +90,9 @@ def measure(folder: Path | None, *, tiny: bool = False) -> dict[str, Any]:
     ranks = scale_ranks.run(
         "merge", 4, count=count, features=features, batch=64, sigma=80.0, rounds=rounds
     )
-    pass_ms = max(found["pass_ms"] for found in ranks)
-    # The merge ends everywhere at once; a process that waits for others counts that as other steps.
-    merge_ms = max(found["merge_ms"] for found in ranks)
-    other_ms = min(found["other_ms"] for found in ranks)
+    pass_ms, merge_ms, other_ms = (
+        max(found[name] for found in ranks) for name in ("pass_ms", "merge_ms", "other_ms")
+    )
     record["merge"] = {
         "pass_ms": pass_ms,
         "merge_ms": merge_ms,

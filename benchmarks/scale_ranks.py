@@ -116,8 +116,8 @@ def speed_up(count: int, features: int, batch: int, sigma: float, rounds: int) -
 def merge(count: int, features: int, batch: int, sigma: float, rounds: int) -> dict[str, float]:
     """The time of a call that is not the pass over the own rows.
 
-    The merge is timed from when all processes have come to it. The other steps are timed in the
-    process that waits least for the others.
+    Each step is timed from when all processes have come to it: that some take longer for their
+    rows than others is in the pass of those.
     """
     torch.set_num_threads(1)
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -126,37 +126,41 @@ def merge(count: int, features: int, batch: int, sigma: float, rounds: int) -> d
     query = noisy(rows, batch, sigma)
     store = part._contents.store
     assert store is not None
-    times: dict[str, list[float]] = {"pass": [], "merge": [], "call": [], "wait": []}
+    ranks = store.exchange._ranks  # type: ignore[attr-defined]
+    spent: dict[str, float] = {}
 
-    def timed(name: str, call: Callable[..., Any], *, after_barrier: bool) -> Callable[..., Any]:
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*given: Any) -> Any:
-            if after_barrier:
-                times["wait"].append(_seconds(dist.barrier))
             start = time.perf_counter()
             made = call(*given)
-            times[name].append(time.perf_counter() - start)
+            spent[name] += time.perf_counter() - start
             return made
 
         return wrapped
 
-    store.place.run = timed("pass", store.place.run, after_barrier=False)  # type: ignore[method-assign]
-    chain = timed("merge", store.exchange.chain, after_barrier=True)
-    store.exchange.chain = chain  # type: ignore[method-assign]
+    def after_wait(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*given: Any) -> Any:
+            spent["wait"] += _seconds(dist.barrier)
+            return call(*given)
+
+        return wrapped
+
+    store.place.run = timed("pass", store.place.run)  # type: ignore[method-assign]
+    ranks.pass_on = after_wait(timed("merge", ranks.pass_on))
+    ranks.exchange = after_wait(ranks.exchange)
     denoiser = EmpiricalDenoiser(part)
-    denoiser(query, sigma)
-    ranks = store.exchange._ranks  # type: ignore[attr-defined]
-    sent = ranks.bytes_sent
-    for found in times.values():
-        found.clear()
-    for _ in range(rounds):
+    found: list[dict[str, float]] = []
+    for _ in range(1 + rounds):
+        spent.update(dict.fromkeys(("pass", "merge", "wait"), 0.0))
+        sent = ranks.bytes_sent
         dist.barrier()
-        times["call"].append(_seconds(lambda: denoiser(query, sigma)))
-    mean = {name: statistics.median(found) for name, found in times.items()}
+        call = _seconds(lambda: denoiser(query, sigma))
+        spent["other"] = call - spent["pass"] - spent["merge"] - spent["wait"]
+        found.append(dict(spent))
+    middle = {name: statistics.median(one[name] for one in found[1:]) for name in spent}
     return {
-        "pass_ms": 1e3 * mean["pass"],
-        "merge_ms": 1e3 * mean["merge"],
-        "other_ms": 1e3 * (mean["call"] - mean["pass"] - mean["merge"] - mean["wait"]),
-        "bytes_sent": (ranks.bytes_sent - sent) / rounds,
+        **{f"{name}_ms": 1e3 * middle[name] for name in ("pass", "merge", "other")},
+        "bytes_sent": float(ranks.bytes_sent - sent),
     }
 
 
