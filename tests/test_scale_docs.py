@@ -239,11 +239,24 @@ RECORD = {
     ],
     "peak_mib": {"1": 30.4, "64": 90.6},
     "speed_up": [
-        {"batch": 64, "sigma": 80.0, "one_ms": 180.0, "two_ms": 100.0, "ratio": 1.8, "same": False}
+        {"batch": 64, "sigma": 80.0, "one_ms": 180.0, "two_ms": 100.0, "apart_ms": 95.0,
+         "ratio": 1.8, "apart_ratio": 1.9, "same": False}
     ],
-    "merge": {"pass_ms": 200.0, "merge_ms": 8.0, "other_ms": 1.0, "share": 0.045,
+    "merge": {"pass_ms": 200.0, "merge_ms": 8.0, "agree_ms": 1.0, "rest_ms": 3.0, "share": 0.045,
               "bytes_sent": [1e6, 2e6]},
 }  # fmt: skip
+
+
+def test_a_speed_up_is_that_of_a_round():
+    ranks = [
+        {"alone": [2.0, 4.0, 6.0], "together": [1.0, 2.0, 2.0], "apart": [1.0] * 3,
+         "same_bits": True},
+        {"alone": [], "together": [0.5, 2.5, 3.0], "apart": [0.5, 2.0, 2.0], "same_bits": False},
+    ]  # fmt: skip
+    assert scale_measure.speed_up_of(ranks) == {
+        "one_ms": 4000, "two_ms": 2500, "apart_ms": 2000,
+        "ratio": 2.0, "apart_ratio": 2.0, "same": False,
+    }  # fmt: skip
 
 
 def test_what_was_measured_becomes_tables(tmp_path, monkeypatch):
@@ -255,8 +268,9 @@ def test_what_was_measured_becomes_tables(tmp_path, monkeypatch):
     assert "Streaming 4 GB of uint8" in shown
     assert "| disk | 0.5 | 8 | 2.00 | 2.25 | 1.12 | 1.78 | yes |" in shown
     assert "30 MiB at B = 1, 91 MiB at B = 64" in shown
-    assert "| 64 | 80 | 180.0 | 100.0 | 1.80 | no |" in shown
-    assert "8.0 ms, and 1.0 ms for all other steps, beside a pass of 200 ms: 4.5%" in shown
+    assert "| 64 | 80 | 180.0 | 100.0 | 95.0 | 1.80 | 1.90 | no |" in shown
+    assert "8.0 ms, and 1.0 ms for the steps in which they agree, beside a pass of 200 ms" in shown
+    assert "200 ms: 4.5%; " in shown and "Another 3.0 ms goes to" in shown
     assert "2.00 MB sent by one of them, 3.00 MB by all" in shown
     page = "<!-- table measured -->\nold\n<!-- end -->"
     assert scale.replaced(page, {"measured": shown}).splitlines()[1].startswith("a machine")
