@@ -16,8 +16,9 @@
 #include "../cpu/engine.h"
 #include "../cpu/lengths.h"
 #include "../cpu/norms.h"
-#include "../cpu/u8/pass.h"
 #include "../problem.h"
+#include "passes.h"
+#include "pool_checks.h"
 
 namespace {
 
@@ -204,55 +205,15 @@ void compare_all(const cpu::IsaState& isa) {
     }
 }
 
-// Goes through the rows of a problem from `first` to `stop`, whole segments in memory of their own
-// size each; `gathered` leaves out every third row.
-void go_through(cpu::u8::Pass& pass, const Problem& problem, int64_t first, int64_t stop,
-                bool gathered) {
-    for (int64_t begin = first; begin < stop; begin += 1024) {
-        const int64_t end = std::min(stop, begin + 1024);
-        std::vector<int64_t> ids;
-        std::vector<uint8_t> data;
-        std::vector<double> norms;
-        for (int64_t id = begin; id < end; ++id) {
-            if (gathered && id % 3 == 2) continue;
-            const auto* const row =
-                static_cast<const uint8_t*>(problem.data) + id * problem.features;
-            ids.push_back(id);
-            data.insert(data.end(), row, row + problem.features);
-            norms.push_back(problem.norms[id]);
-        }
-        const cpu::u8::RowBlock block{data.data(),  begin,   gathered ? ids.data() : nullptr,
-                                      norms.data(), nullptr, static_cast<int64_t>(ids.size())};
-        pass.add(block, {2, nullptr, nullptr});
-    }
-}
-
-// The moments by passes: one, or two parts of which the second keeps its segments.
-Outcome by_passes(const Problem& problem, const MomentsOutput& output, const cpu::IsaState& isa,
-                  int threads, const uint8_t* anchors, int64_t cut) {
-    const bool gathered = problem.rows != nullptr;
-    const cpu::u8::Extent extent{problem.count, gathered ? problem.row_count : problem.count,
-                                 cpu::lengths_of(problem)};
-    cpu::u8::PassOptions options{output.top_k, output.functionals != nullptr, true, threads, 1,
-                                 false};
-    const cpu::u8::Kernels& kernels = isa.kernels->bytes;
-    cpu::u8::Pass first(problem, extent, options, kernels, anchors, nullptr);
-    go_through(first, problem, 0, cut, gathered);
-    if (cut == problem.count) return first.finish(output);
-    options.keep_segments = true;
-    cpu::u8::Pass second(problem, extent, options, kernels, anchors, nullptr);
-    go_through(second, problem, cut, problem.count, gathered);
-    std::vector<double> states(problem.batch * first.state_size());
-    first.write_state(states.data());
-    second.merge_after(states.data());
-    return second.finish(output);
-}
+// Segments of two tiles, the last one of less.
+constexpr int64_t kCount = 2100, kFeatures = 420;
 
 // What the moments of 8-bit rows over several segments come to, as bytes: in one call, or where
-// `cut` is not 0 by passes.
+// `cut` is not 0 by passes, over rows in memory or in a file.
 std::vector<unsigned char> integer_results(const cpu::IsaState& isa, int threads, int digits,
-                                           int64_t cut = 0, bool gathered = false) {
-    const int64_t count = 3100, features = 70, batch = 5, top_k = 2;
+                                           int64_t cut = 0, bool gathered = false,
+                                           bool from_file = false) {
+    const int64_t count = kCount, features = kFeatures, batch = 5, top_k = 2;
     std::mt19937 random(7);
     std::normal_distribution<double> noise;
     const Rows rows = make_rows(Storage::u8, count, features, random);
@@ -261,7 +222,7 @@ std::vector<unsigned char> integer_results(const cpu::IsaState& isa, int threads
     std::vector<uint8_t> anchors;
     for (int64_t b = 0; b < batch; ++b) {
         sigma.push_back(b == 4 ? 0.0 : std::pow(10.0, static_cast<double>(b) - 2.0));
-        const int64_t at = (699 * b + 3) * features;
+        const int64_t at = (499 * b + 3) * features;
         for (int64_t k = 0; k < features; ++k) {
             query.push_back(static_cast<float>(rows.values[at + k] + sigma[b] * noise(random)));
             anchors.push_back(rows.bytes[at + k]);
@@ -294,9 +255,13 @@ std::vector<unsigned char> integer_results(const cpu::IsaState& isa, int threads
                                logsumexp + batch,    top_k, indices.data(),
                                logsumexp + 4 * batch};
     const Control control{threads, nullptr, nullptr, digits};
-    const Outcome outcome = cut == 0
-                                ? cpu::moments(problem, output, *isa.kernels, control)
-                                : by_passes(problem, output, isa, threads, anchors.data(), cut);
+    std::FILE* const stored = std::tmpfile();
+    std::fwrite(rows.bytes.data(), 1, rows.bytes.size(), stored);
+    std::fflush(stored);
+    const Outcome outcome = cut == 0 ? cpu::moments(problem, output, *isa.kernels, control)
+                                     : by_passes(problem, output, isa, threads, anchors.data(), cut,
+                                                 from_file ? fileno(stored) : -1);
+    std::fclose(stored);
     expect(outcome.status == Status::ok, "status", isa.name.c_str(), 0, count, features);
     std::vector<unsigned char> bytes(results.size() * sizeof(double));
     std::memcpy(bytes.data(), results.data(), bytes.size());
@@ -308,14 +273,17 @@ void compare_bits(const cpu::IsaState& isa) {
     static const std::vector<unsigned char> expected = integer_results(isa, 1, 0);
     for (int digits = 0; digits <= 5; ++digits) {
         expect(integer_results(isa, 1 + digits % 3, digits) == expected, "bits", isa.name.c_str(),
-               digits, 3100, 70);
+               digits, kCount, kFeatures);
     }
     // Nor on how the rows come.
     for (const bool gathered : {false, true}) {
         const std::vector<unsigned char> whole = integer_results(isa, 1, 0, 0, gathered);
-        for (const int64_t cut : {1024, 2048, 3100}) {
+        for (const int64_t cut : {int64_t{1024}, int64_t{2048}, kCount}) {
             expect(integer_results(isa, 2, 0, cut, gathered) == whole, "pass", isa.name.c_str(),
-                   gathered, cut, 70);
+                   gathered, cut, kFeatures);
+            if (gathered) continue;
+            expect(integer_results(isa, 2, 0, cut, false, true) == whole, "file", isa.name.c_str(),
+                   0, cut, kFeatures);
         }
     }
 }
@@ -368,6 +336,9 @@ int main() {
         best = &isa;
     }
     check_norms();
+    for (const int threads : {1, 2, 4}) {
+        expect(error_reaches_the_caller(threads), "error", "any", 0, threads, 0);
+    }
     check_stop(*best, Storage::f32);
     check_stop(*best, Storage::u8);
     std::vector<std::thread> callers;
