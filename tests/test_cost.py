@@ -240,6 +240,8 @@ def test_overlap_is_between_hidden_and_one_after_the_other():
     assert overlap_of(2.0, 1.0, 1.0, 10**9) == pytest.approx(2.0)
     assert overlap_of(50.0, 1.0, 3.0, 10) == pytest.approx(4 / 3)
     assert overlap_of(1.0, 0.0, 0.0, 1) == 1.0
+    # Without reading ahead nothing is left out.
+    assert overlap_of(1.5, 1.0, 1.0) == 1.5
 
 
 def test_measure_times_enough_rows():
@@ -255,6 +257,8 @@ def test_measure_times_enough_rows():
     # What every pass takes does not count as enough.
     assert timing.measure(lambda count: 1.0 + run(count), 10**9)[2] >= timing.ENOUGH_S / 2
     assert timing.measure(run, 100)[0] == 100
+    assert timing.measure(run, 2500, each=1024)[0] == 2048
+    assert timing.measure(run, 1000, each=1024)[0] == 1000
     assert timing.measure(run, 1) == (1, 0.0, pytest.approx(0.01001))
 
 
@@ -312,6 +316,35 @@ class Steps(Exchange):
     def together(self, step: str) -> Iterator[None]:
         self.taken.append(step)
         yield
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_streamed_set_is_timed_the_way_that_it_is_read(tmp_path, monkeypatch, aligned):
+    """By the threads that compute, where the segments lie in files as they are."""
+    native_here = registry.get("cpu").unavailable() is None
+    data = rows(4096, 48).numpy()
+    np.save(tmp_path / "a.npy", data[: 2048 if aligned else 2000])
+    np.save(tmp_path / "b.npy", data[2048 if aligned else 2000 :])
+    went: list[int] = []
+    go_direct = FilePlace._go_direct
+
+    def spy(place, pieces, take):
+        went.append(sum(piece.count for piece in pieces))
+        go_direct(place, pieces, take)
+
+    monkeypatch.setattr(FilePlace, "_go_direct", spy)
+    with open_source(tmp_path) as source:
+        sample = reading.take_sample(source, AFFINE, torch.Generator())
+        query = timing.queries_of(sample, 2, 1.0, torch.Generator())
+        problem = timing.problem_of(sample.data, sample.norms, AFFINE, query, 1.0)
+        for name in ("cpu", "eager"):
+            backend = registry.get(name)
+            if backend.unavailable() is None:
+                found = timing.time_streamed(backend, sample, problem, 4096)
+                assert found.compute_s > 0 and found.overlap >= 1
+    assert len(went) == (native_here and aligned)
+    # All threads have as many segments, but for the first row.
+    assert all((count + 1) % (1024 * torch.get_num_threads()) == 0 for count in went)
 
 
 @pytest.mark.parametrize("sigma", [0.002, 1.0])

@@ -127,7 +127,7 @@ def test_where_the_rows_stay_can_be_chosen(packed, capsys):
 def test_estimates_are_made_of_what_was_timed(packed, capsys, monkeypatch):
     """Injected: 1 ms a row and call, and 1 MB/s of reading."""
     monkeypatch.setattr(opening, "MOST_BYTES_IN_MEMORY", 1000)
-    monkeypatch.setattr(timing, "measure", lambda run, most: (100, 0.5, 0.1))
+    monkeypatch.setattr(timing, "measure", lambda run, most, each: (100, 0.5, 0.1))
     monkeypatch.setattr(timing, "overlap_of", lambda *times: 1.25)
     first_pass = reading.Reading(1000, 1e5, 2e5, 48e3)
     whole = reading.take_sample

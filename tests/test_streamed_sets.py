@@ -198,8 +198,8 @@ def test_a_file_that_shrinks_in_the_middle_of_a_pass_is_an_error(path, monkeypat
     monkeypatch.setattr("diffgen.streaming.direct.FEWEST_SEGMENTS", 1)
     monkeypatch.setattr("diffgen.streaming.direct.SEGMENTS_OF_THREAD", 1)
     if not directly:
-        monkeypatch.setattr(place, "_direct", lambda consumers: None)
-    elif place._direct([Direct()]) is None:
+        monkeypatch.setattr(place, "in_files", lambda: None)
+    elif native.load_native() is None:
         pytest.skip("no native core")
     content, block = path.read_bytes(), place._block
 
@@ -214,12 +214,6 @@ def test_a_file_that_shrinks_in_the_middle_of_a_pass_is_an_error(path, monkeypat
     path.write_bytes(content)
     points.refresh()
     assert torch.equal(EmpiricalDenoiser(points)(torch.zeros(1, *SHAPE), 1.0), want)
-
-
-class Direct:
-    """Stands for a pass that reads files itself."""
-
-    reads_files = True
 
 
 @pytest.mark.skipif(native.load_native() is None, reason=native.why_not_native() or "native core")
@@ -268,7 +262,7 @@ def test_a_segment_in_two_files_goes_through_a_buffer(path, tmp_path):
     np.save(tmp_path / "shards" / "a.npy", rows[:1000].numpy())
     np.save(tmp_path / "shards" / "b.npy", rows[1000:].numpy())
     points = open_file(tmp_path / "shards")
-    assert points._contents.store.place._direct([Direct()]) is None
+    assert points._contents.store.place.in_files() is None
     x = torch.randn(2, *SHAPE)
     assert torch.equal(
         EmpiricalDenoiser(points)(x, 0.7), EmpiricalDenoiser(TrainingSet(rows))(x, 0.7)

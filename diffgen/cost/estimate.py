@@ -52,17 +52,19 @@ class Estimate:
     overlap: float
 
 
-def overlap_of(together_s: float, read_s: float, compute_s: float, blocks: int) -> float:
-    """How far reading ahead hides the shorter of reading and computing.
+def overlap_of(
+    together_s: float, read_s: float, compute_s: float, blocks: int | None = None
+) -> float:
+    """How far reading hides behind computing, or the other way round.
 
-    Nothing is computed while the first block is read, which is left out: of a whole set it is next
-    to nothing, of a sample it is much.
+    Where blocks are read ahead, nothing is computed while the first one is read, which is left
+    out: of a whole set it is next to nothing, of a sample it is much.
 
     Args:
         together_s: Seconds of both at once.
         read_s: Of reading alone.
         compute_s: Of computing alone.
-        blocks: In so many parts.
+        blocks: In so many parts that are read ahead; None where none are.
 
     Returns:
         At least 1, at most what one after the other takes.
@@ -75,7 +77,8 @@ def overlap_of(together_s: float, read_s: float, compute_s: float, blocks: int) 
     if longer <= 0:
         return 1.0
     most = (read_s + compute_s) / longer
-    return min(max((together_s - read_s / max(blocks, 1)) / longer, 1.0), most)
+    lead_s = 0.0 if blocks is None else read_s / max(blocks, 1)
+    return min(max((together_s - lead_s) / longer, 1.0), most)
 
 
 def estimate(timing: Timing, cost: CallCost, count: int, read_bytes_s: float | None) -> Estimate:

@@ -20,7 +20,7 @@ from diffgen.cost.reading import Sample
 from diffgen.stores import placeholder
 from diffgen.streaming.opening import selected
 from diffgen.streaming.place import FilePlace, MemoryPlace, Place
-from diffgen.streaming.plan import Piece, whole_segments
+from diffgen.streaming.plan import SEGMENT_ROWS, Piece, whole_segments
 from diffgen.streaming.store import StreamedStore
 
 MOST_QUERIES = 64
@@ -114,24 +114,42 @@ def time_streamed(backend: Backend, sample: Sample, problem: Problem, count: int
         data, norms = problem.data[:rows], problem.norms[:rows]
         return over(BlocksInMemory(data, norms, rows, 0, scale, None), rows)
 
-    rows, fixed_s, compute_s = measure(run, len(problem.data))
-    place = FilePlace(selected(sample.source, sample.ids[:rows]), scale, None)
+    by_segments = _goes_by_segments(backend, problem)
+    each = torch.get_num_threads() * SEGMENT_ROWS if by_segments else 1
+    rows, fixed_s, compute_s = measure(run, len(problem.data), each)
+    second = needs_second_pass(backend, problem, count)
+    found = Timing(rows, len(problem.query), fixed_s, compute_s, second_pass=second)
+    direct = _read_by_threads(sample, rows) if by_segments else None
+    place = direct or FilePlace(selected(sample.source, sample.ids[:rows]), scale, None)
+    timed = place.stop - place.first
     _ = place.norms
     start = time.perf_counter()
     place.read_through(lambda data: None, "reading")
     read_s = time.perf_counter() - start
-    together_s = over(place, rows) - fixed_s
-    overlap = overlap_of(together_s, read_s, compute_s, parts_of(rows, place.block_rows))
-    second = needs_second_pass(backend, problem, count)
-    return Timing(rows, len(problem.query), fixed_s, compute_s, overlap, second)
+    together_s = over(place, timed) - fixed_s
+    blocks = None if direct else parts_of(timed, place.block_rows)
+    return replace(found, overlap=overlap_of(together_s, read_s, compute_s * timed / rows, blocks))
 
 
-def measure(run: Run, most: int) -> tuple[int, float, float]:
+def _read_by_threads(sample: Sample, rows: int) -> FilePlace | None:
+    """About so many rows in their file, where the threads that compute read them; else None.
+
+    They follow one another, as in a pass. The first row of the set is left out: see
+    ``reading.places``.
+    """
+    if rows < SEGMENT_ROWS:
+        return None
+    place = FilePlace(replace(sample.source, norms=None), sample.affine[0], None, (1, rows))
+    return None if place.in_files() is None else place
+
+
+def measure(run: Run, most: int, each: int = 1) -> tuple[int, float, float]:
     """Time a pass over as many rows as take long enough.
 
     Args:
         run: Runs a pass.
         most: Rows that there are.
+        each: They are a multiple of it, where there are so many.
 
     Returns:
         Rows, seconds of a pass over one row, and seconds of them beyond that.
@@ -145,11 +163,12 @@ def measure(run: Run, most: int) -> tuple[int, float, float]:
     fixed = min(run(1), run(1))
     if most == 1:
         return most, 0.0, fixed
-    rows = min(most, FIRST_ROWS)
+    most = most // each * each or most
+    rows = min(most, -(-FIRST_ROWS // each) * each)
     seconds = run(rows) - fixed
     while rows < most and seconds < ENOUGH_S / 2:
         growth = min(max(ENOUGH_S / max(seconds, 1e-9), 2.0), 16.0)
-        rows = min(most, math.ceil(rows * growth))
+        rows = min(most, math.ceil(rows / each * growth) * each)
         seconds = run(rows) - fixed
     if seconds < 2 * ENOUGH_S:
         seconds = min(seconds, run(rows) - fixed)
@@ -164,14 +183,20 @@ def needs_second_pass(backend: Backend, problem: Problem, count: int) -> bool:
         problem: A sample, taken as typical.
         count: Rows of the set, N.
     """
-    features = problem.query.shape[1]
-    exact = problem.data.dtype == torch.uint8 and whole_segments(features)
-    if backend.blockwise is None or not exact or len(problem.query) == 0:
+    if not _goes_by_segments(backend, problem) or len(problem.query) == 0:
         return False
+    assert backend.blockwise is not None
     longest, typical = sqrt(float(problem.norms.max())), sqrt(float(problem.norms.mean()))
     extent = Extent(count, count, longest, typical)
     options = PassOptions(False, 0, torch.float32)
     return bool(backend.blockwise.undecided(problem, extent, options).any())
+
+
+def _goes_by_segments(backend: Backend, problem: Problem) -> bool:
+    """Whether threads have segments each, with the bits of one call."""
+    features = problem.query.shape[1]
+    exact = problem.data.dtype == torch.uint8 and whole_segments(features)
+    return exact and backend.blockwise is not None
 
 
 def queries_timed(cost: CallCost) -> int:

@@ -273,20 +273,19 @@ class FilePlace(Place):
             raise DataError(f"{self.source.path}: rows could not be read") from None
 
     def _go_through(self, take: Take, consumers: Sequence[Consumer]) -> None:
-        direct = self._direct(consumers)
-        if direct is None:
+        alone = len(consumers) == 1 and getattr(consumers[0], "reads_files", False)
+        pieces = self.in_files() if alone else None
+        if pieces is None:
             super()._go_through(take, consumers)
         else:
-            self._go_direct(direct, take)
+            self._go_direct(pieces, take)
 
-    def _direct(self, consumers: Sequence[Consumer]) -> list[FilePiece] | None:
-        """The rows for a consumer that reads files itself, and which files they are in.
+    def in_files(self) -> list[FilePiece] | None:
+        """Which files the rows are in, for a consumer that reads them itself.
 
-        None where there is another consumer, where rows are still to be compared with what the
-        file says of them, or where they do not lie in files as they are.
+        None where rows are still to be compared with what the file says of them, where they do not
+        lie in files as they are, or where blocks take less memory.
         """
-        if len(consumers) != 1 or not getattr(consumers[0], "reads_files", False):
-            return None
         _ = self.norms
         threads = torch.get_num_threads()
         # Each thread has room for the rows of a segment, in place of two blocks that suffice.
