@@ -441,7 +441,7 @@ INTERRUPTED = """
         read(out, first)
 
     place._read = slow
-    place._direct = lambda consumers: None
+    place.in_files = lambda: None
     place.block_rows = 1024
     denoiser(x, 1.0)
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
