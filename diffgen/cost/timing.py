@@ -117,8 +117,6 @@ def time_streamed(backend: Backend, sample: Sample, problem: Problem, count: int
     by_segments = _goes_by_segments(backend, problem)
     each = torch.get_num_threads() * SEGMENT_ROWS if by_segments else 1
     rows, fixed_s, compute_s = measure(run, len(problem.data), each)
-    second = needs_second_pass(backend, problem, count)
-    found = Timing(rows, len(problem.query), fixed_s, compute_s, second_pass=second)
     direct = _read_by_threads(sample, rows) if by_segments else None
     place = direct or FilePlace(selected(sample.source, sample.ids[:rows]), scale, None)
     timed = place.stop - place.first
@@ -128,7 +126,9 @@ def time_streamed(backend: Backend, sample: Sample, problem: Problem, count: int
     read_s = time.perf_counter() - start
     together_s = over(place, timed) - fixed_s
     blocks = None if direct else parts_of(timed, place.block_rows)
-    return replace(found, overlap=overlap_of(together_s, read_s, compute_s * timed / rows, blocks))
+    overlap = overlap_of(together_s, read_s, compute_s * timed / rows, blocks)
+    second = needs_second_pass(backend, problem, count)
+    return Timing(rows, len(problem.query), fixed_s, compute_s, overlap, second)
 
 
 def _read_by_threads(sample: Sample, rows: int) -> FilePlace | None:

@@ -13,6 +13,8 @@ import stat
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from diffgen.errors import DataError
@@ -71,7 +73,7 @@ def limit() -> int:
 class Descriptor:
     """A descriptor of a regular file, there when it is needed.
 
-    ``acquire`` and ``release`` come in pairs, from any thread: between them it is not closed.
+    While it is ``held``, by any thread, it is not closed.
     """
 
     def __init__(self, path: str) -> None:
@@ -97,13 +99,21 @@ class Descriptor:
         self.identity = Identity.of(os.fstat(self._number))
         _kept.use(self)
 
-    def acquire(self) -> int:
-        """The number of the descriptor, which stays open until ``release``.
+    @contextmanager
+    def held(self) -> Iterator[int]:
+        """The number of the descriptor, which stays open meanwhile.
 
         Raises:
             ValueError: It was closed.
             DataError: The file is gone, or is not the one that was opened first.
         """
+        number = self._acquire()
+        try:
+            yield number
+        finally:
+            self._release()
+
+    def _acquire(self) -> int:
         with _kept.lock:
             if self._closed:
                 raise ValueError(f"{self.path}: must be open to be read, got a closed file")
@@ -113,8 +123,7 @@ class Descriptor:
             _kept.use(self)
             return self._number
 
-    def release(self) -> None:
-        """The end of what ``acquire`` began."""
+    def _release(self) -> None:
         with _kept.lock:
             self._users -= 1
             if self._closed:

@@ -36,7 +36,13 @@ MAX_GAP_BYTES = 4096
 
 
 class PreadFile:
-    """A regular file, open for reading at given offsets from any thread."""
+    """A regular file, open for reading at given offsets from any thread.
+
+    Attributes:
+        path: Its name.
+        descriptor: The open file.
+        size: Bytes that it had when it was opened.
+    """
 
     def __init__(self, path: str) -> None:
         """Open the file and note its size.
@@ -49,8 +55,8 @@ class PreadFile:
             DataError: It is not a regular file.
         """
         self.path = path
-        self._descriptor = Descriptor(path)
-        self.size = self._descriptor.identity.size
+        self.descriptor = Descriptor(path)
+        self.size = self.descriptor.identity.size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill a buffer with the bytes from ``offset`` on, without the interpreter's lock.
@@ -62,11 +68,8 @@ class PreadFile:
         Raises:
             DataError: The file ends before the buffer is full, or cannot be read.
         """
-        descriptor = self._descriptor.acquire()
-        try:
-            self._fill(descriptor, buffer, offset)
-        finally:
-            self._descriptor.release()
+        with self.descriptor.held() as number:
+            self._fill(number, buffer, offset)
 
     def read_rows(self, buffer: memoryview, offset: int, row_bytes: int, stride: int) -> None:
         """Fill a buffer with rows that lie apart.
@@ -82,8 +85,7 @@ class PreadFile:
         """
         gap_bytes = stride - row_bytes
         gap = memoryview(bytearray(gap_bytes if 0 < gap_bytes <= MAX_GAP_BYTES else 0))
-        descriptor = self._descriptor.acquire()
-        try:
+        with self.descriptor.held() as descriptor:
             for start in range(0, len(buffer), row_bytes * ROWS_PER_CALL):
                 part = buffer[start : start + row_bytes * ROWS_PER_CALL]
                 place = offset + start // row_bytes * stride
@@ -92,8 +94,6 @@ class PreadFile:
                     continue
                 for number, row in enumerate(rows):
                     self._fill(descriptor, row, place + number * stride)
-        finally:
-            self._descriptor.release()
 
     def _fill_pieces(
         self, descriptor: int, rows: list[memoryview], gap: memoryview, offset: int
@@ -138,15 +138,15 @@ class PreadFile:
     @property
     def identity(self) -> Identity:
         """What the file was when it was opened."""
-        return self._descriptor.identity
+        return self.descriptor.identity
 
     def check(self) -> None:
         """``DataError`` when the file is not any more the one that was opened."""
-        self._descriptor.check()
+        self.descriptor.check()
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
-        self._descriptor.close()
+        self.descriptor.close()
 
     def __enter__(self) -> PreadFile:
         """Return the file itself."""
@@ -272,7 +272,7 @@ def layout_source(
     def stretches() -> tuple[Stretch, ...] | None:
         if stride != bytes_each or layout.swapped or not (seen is None or seen.verified):
             return None
-        return (Stretch(file.path, layout.offset, layout.shape[0]),)
+        return (Stretch(file.descriptor, layout.offset, layout.shape[0]),)
 
     blocks = blocks_of(fill, layout.shape, layout.dtype)
     return Source(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffgen.errors import DataError
+from diffgen.readers.descriptors import Descriptor
 
 Fill: TypeAlias = Callable[[Tensor, int], None]
 """``fill(out, first)`` puts the rows from ``first`` on into ``out``, ``(n, *S)``: contiguous, on
@@ -48,12 +49,12 @@ class Stretch(NamedTuple):
     """Rows that lie one after another in a file, as they are stored.
 
     Attributes:
-        path: The file.
+        file: The file.
         offset: Byte of the first row.
         rows: Number of rows.
     """
 
-    path: str
+    file: Descriptor
     offset: int
     rows: int
 

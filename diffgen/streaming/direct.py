@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffgen.readers.descriptors import Descriptor
 from diffgen.readers.random_access import Stretch
 from diffgen.streaming.plan import SEGMENT_ROWS
 
@@ -31,13 +32,13 @@ class FilePiece:
     Attributes:
         first: Id of the first row.
         count: Number of rows.
-        path: The file.
+        file: The file.
         offset: Byte of the first row.
     """
 
     first: int
     count: int
-    path: str
+    file: Descriptor
     offset: int
 
 
@@ -57,9 +58,11 @@ def pieces_in_files(
         The pieces; None where a segment lies in two files.
 
     Example:
-        >>> parts = [Stretch("a", 128, 2048), Stretch("b", 128, 1000)]
-        >>> [(piece.path, piece.first, piece.count) for piece in pieces_in_files(parts, 3, 0, 3048)]
-        [('a', 0, 2048), ('b', 2048, 1000)]
+        >>> import sys
+        >>> file = Descriptor(sys.executable)  # any two files
+        >>> parts = [Stretch(file, 128, 2048), Stretch(file, 128, 1000)]
+        >>> [(piece.first, piece.count) for piece in pieces_in_files(parts, 3, 0, 3048)]
+        [(0, 2048), (2048, 1000)]
     """
     fewest = max(FEWEST_SEGMENTS, SEGMENTS_OF_THREAD * threads)
     segments = max(fewest, PIECE_BYTES // (SEGMENT_ROWS * row_bytes))
@@ -75,38 +78,15 @@ def pieces_in_files(
             reach = at + segments * SEGMENT_ROWS
             reach = min(last, reach - reach % SEGMENT_ROWS)
             offset = stretch.offset + (at - begin) * row_bytes
-            pieces.append(FilePiece(at, reach - at, stretch.path, offset))
+            pieces.append(FilePiece(at, reach - at, stretch.file, offset))
             at = reach
         begin = end
     return pieces
 
 
-class OpenFiles:
-    """The files of a pass: the one at hand, and the one that is asked for ahead."""
-
-    def __init__(self) -> None:
-        """Open nothing yet."""
-        self._files: dict[str, int] = {}
-
-    def open(self, path: str) -> int:
-        """The descriptor of a file; those of earlier files are closed."""
-        for other in [known for known in self._files if known != path]:
-            os.close(self._files.pop(other))
-        if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return self._files[path]
-
-    def fetch(self, path: str, offset: int, count: int) -> None:
-        """Ask the system to read bytes of a file, without waiting for them."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
-
-    def close(self) -> None:
-        """Close them."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
+def fetch_ahead(piece: FilePiece, row_bytes: int) -> None:
+    """Ask the system to read the rows of a piece, without waiting for them."""
+    if hasattr(os, "posix_fadvise"):
+        with piece.file.held() as number:
+            size = piece.count * row_bytes
+            os.posix_fadvise(number, piece.offset, size, os.POSIX_FADV_WILLNEED)

@@ -19,7 +19,7 @@ from diffgen.errors import DataError
 from diffgen.readers.rows import squared_norms
 from diffgen.readers.source import Progress, Source
 from diffgen.streaming.ahead import Buffers, fill, read_ahead
-from diffgen.streaming.direct import FilePiece, OpenFiles, pieces_in_files
+from diffgen.streaming.direct import FilePiece, fetch_ahead, pieces_in_files
 from diffgen.streaming.plan import (
     SEGMENT_ROWS,
     Piece,
@@ -303,20 +303,16 @@ class FilePlace(Place):
         self._buffers.clear()
         with (
             self._reading,
-            closing(OpenFiles()) as files,
             ThreadPoolExecutor(1, thread_name_prefix="diffgen-read") as reader,
             Progress(self.stop - self.first, f"reading {self.source.path}") as bar,
         ):
+            self.source.check()
             for number, piece in enumerate(pieces):
-                file = files.open(piece.path)
-                if number == 0 or piece.path != pieces[number - 1].path:
-                    self.source.check()
                 for later in pieces[number + 1 : number + 2]:
-                    reader.submit(
-                        files.fetch, later.path, later.offset, later.count * self.features
-                    )
+                    reader.submit(fetch_ahead, later, self.features)
                 block = self._block(Piece(piece.first, piece.count), nothing)
-                take(replace(block, file=file, offset=piece.offset))
+                with piece.file.held() as file:
+                    take(replace(block, file=file, offset=piece.offset))
                 bar.update(piece.count)
 
     def read_through(self, take: Callable[[Tensor], None], what: str) -> None:

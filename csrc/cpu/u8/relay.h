@@ -64,14 +64,7 @@ class Relay {
         }
     }
 
-    // Gives room back without results, after a stop.
-    void drop(Slot* slot) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        free_.push_back(slot);
-        change_.notify_all();
-    }
-
-    // Has those that wait for room look whether they were stopped.
+    // After a stop: has those that wait for room see it.
     void wake() {
         const std::lock_guard<std::mutex> lock(mutex_);
         change_.notify_all();

@@ -77,7 +77,7 @@ class Wave {
             workers_[thread].run(blocks_[block], segments_, item % count, known_.of(block),
                                  slot->parts.data(), stop_, on_caller);
             if (stop_.stopped()) {
-                relay_.drop(slot);
+                relay_.wake();
                 return;
             }
             relay_.give(item, slot, [this, count](int64_t done, Slot& part) {
