@@ -216,5 +216,8 @@ def test_ddp_leaves_the_training_set_alone(denoiser, tmp_path):
         assert set(model.state_dict()) == {"module.student.weight", "module.student.bias"}
         model(noised(DATA, 0.5, 4), 0.5).backward()
         assert student.weight.grad is not None
+        # The last to let go of the group must not be its reducer: that ends the group's threads
+        # without giving up the interpreter's lock, which they may wait for.
+        del model
     finally:
         distributed.destroy_process_group()
