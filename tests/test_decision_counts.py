@@ -7,13 +7,16 @@ import dataclasses
 import problems
 import pytest
 import torch
+from benchmark_suite import load_suite
 from streamed import place_over
 
-from benchmarks.scale_ranks import images, noisy
-from diffgen.backends import cpu_pass, native
-from diffgen.backends.passes import PassOptions
-from diffgen.backends.problem import Problem
-from diffgen.readers.rows import squared_norms
+load_suite()
+
+from benchmarks.scale_ranks import images, noisy  # noqa: E402
+from diffgen.backends import cpu_pass, native  # noqa: E402
+from diffgen.backends.passes import PassOptions  # noqa: E402
+from diffgen.backends.problem import Problem  # noqa: E402
+from diffgen.readers.rows import squared_norms  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
