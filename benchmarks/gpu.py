@@ -3,7 +3,7 @@
 The cases, the gate and the contenders are those of the CPU's suite; times are taken by CUDA events,
 in rounds that take every contender in turn, and memory is what PyTorch's allocator held at most. A
 contender that runs out of memory or is inaccurate is a row that says so. The rows become
-``gpu_results/<gpu>.csv``.
+``gpu_results/<gpu>.csv``, written after every group of cases.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
@@ -153,7 +155,13 @@ def contenders_of(case: Case, known: Sequence[Contender]) -> list[Contender]:
     return select(known, OURS + (PEERS if case.dtype == "float32" else ()))
 
 
-def run(cases: Sequence[Case], device: torch.device, setting: Setting, clock: Clock) -> list[Row]:
+def run(
+    cases: Sequence[Case],
+    device: torch.device,
+    setting: Setting,
+    clock: Clock,
+    keep: Callable[[Sequence[Row]], object] = len,
+) -> list[Row]:
     """The rows of cases.
 
     Args:
@@ -161,6 +169,7 @@ def run(cases: Sequence[Case], device: torch.device, setting: Setting, clock: Cl
         device: Where.
         setting: What all rows share.
         clock: How a call is timed.
+        keep: Gets the rows so far after every group: an interrupted run loses one group.
 
     Raises:
         RuntimeError: If diffgen fails in a way that no refusal explains.
@@ -178,6 +187,7 @@ def run(cases: Sequence[Case], device: torch.device, setting: Setting, clock: Cl
             print(_line(rows[-1]), flush=True)
             if found.fault:
                 faults.append(f"{'/'.join(found.entry.key)}: {found.failure}")
+        keep(rows)
     if faults:
         raise RuntimeError(f"diffgen failed: {'; '.join(faults)}")
     return rows
@@ -214,23 +224,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; without a GPU it says so and does nothing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: tries the machinery")
+    parser.add_argument(
+        "--case",
+        action="append",
+        metavar="PATTERN",
+        help="these cases alone, and no file but --out",
+    )
+    parser.add_argument("--out", type=Path, metavar="PATH", help="where the rows go, as CSV")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("SKIPPED GPU benchmark: PyTorch sees no GPU")
         return 0
     device = torch.device("cuda", torch.cuda.current_device())
-    cases = [case for case in chosen(full=False) if case.name in CASES]
+    wanted = args.case or ["*"]
+    cases = [
+        case
+        for case in chosen(full=False)
+        if case.name in CASES and any(fnmatchcase(case.name, pattern) for pattern in wanted)
+    ]
     setting = Setting(
         gpu_name(device), torch.get_num_threads(), measure(device), measure_integers(device)
     )
+    path: Path | None = args.out
     if args.quick:
-        run([case.quick() for case in cases], device, setting, event_seconds)
+        cases = [case.quick() for case in cases]
+    elif not args.case:
+        path = path or RESULTS / f"{setting.machine}.csv"
+    if path is None:
+        run(cases, device, setting, event_seconds)
         return 0
-    rows = run(cases, device, setting, event_seconds)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{setting.machine}.csv"
-    write_csv(path, rows)
-    print(f"wrote {path.relative_to(_ROOT)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run(cases, device, setting, event_seconds, partial(write_csv, path))
+    print(f"wrote {path}")
     return 0
 
 

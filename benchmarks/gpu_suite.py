@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from diffgen.cli.gpu_text import gpu_lines  # noqa: E402
 from diffgen.gpu_state import gpu_state  # noqa: E402
 
-TESTS = ("-m", "gpu", "tests/test_gpu_device.py")
+TESTS = ("-m", "gpu", "tests/test_gpu_device.py", "tests/test_gpu_users.py")
 SUBSET = "test_small"
 """Tests that a sanitizer runs, which slows them down a hundredfold."""
 

@@ -56,7 +56,10 @@ def test_every_contender_has_a_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "ROUNDS", 2)
-    rows = gpu.run([case("uint8"), case("float32")], CPU, SETTING, seconds_of)
+    kept: list[int] = []
+    cases = [case("uint8"), case("float32")]
+    rows = gpu.run(cases, CPU, SETTING, seconds_of, lambda rows: kept.append(len(rows)))
+    assert kept == [len(rows)]
     found = {(row["dtype"], row["contender"]): row for row in rows}
     assert all(set(row) == set(results.COLUMNS) for row in rows)
     for dtype in ("uint8", "float32"):
@@ -97,7 +100,7 @@ def test_rounds_take_calls_in_turn() -> None:
 
 def test_make_gpu_runs_tests_then_sanitizers_then_the_benchmark() -> None:
     plain = gpu_suite.commands(None)
-    assert [command[-1] for command in plain] == ["tests/test_gpu_device.py", "benchmarks.gpu"]
+    assert [command[-1] for command in plain] == ["tests/test_gpu_users.py", "benchmarks.gpu"]
     checked = gpu_suite.commands("compute-sanitizer")
     assert [command[2] for command in checked[1:-1]] == list(gpu_suite.TOOLS)
     text = (ROOT / "tests" / "test_gpu_device.py").read_text()
