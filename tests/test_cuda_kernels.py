@@ -31,16 +31,17 @@ pytestmark = [
 ]
 
 # Each kernel that there is a choice of, each number of digits that screen, waves of one segment and
-# of several, rows as they come, read byte by byte, and moved off an aligned place.
+# of several, rows as they come, read byte by byte, and moved off an aligned place; rows that the
+# screen leaves decided by products with all rows, and row by row.
 PLANS = (
     "",
-    "few=0 dense=1 screen=1 wave=1",
-    "few=1 dense=0 screen=2 masked=1",
-    "few=0 dense=0 screen=3 wave=2",
-    "few=1 dense=1 screen=4 wave=1",
+    "few=0 dense=1 screen=1 wave=1 rest=1",
+    "few=1 dense=0 screen=2 masked=1 rest=1",
+    "few=0 dense=0 screen=3 wave=2 rest=0",
+    "few=1 dense=1 screen=4 wave=1 rest=0",
     "few=0 dense=1 screen=5 masked=1 shift=3",
-    "few=1 dense=0 screen=1 shift=8 batch=4",
-    "few=0 dense=1 masked=1 wave=2 batch=3",
+    "few=1 dense=0 screen=1 shift=8 batch=4 rest=0",
+    "few=0 dense=1 masked=1 wave=2 batch=3 rest=1",
 )
 EACH_QUERY = pytest.mark.parametrize("query", problems.QUERY)
 MEANS = (torch.float32, torch.float64)
@@ -56,7 +57,16 @@ def words_of(name: str, plans: tuple[str, ...], file: Path) -> list[str | Path]:
     words: list[str | Path] = []
     for number, plan in enumerate(plans):
         seed = zlib.crc32(f"{name} {number}".encode()) % 1000
-        defaults = ["screen=0", "batch=0", "wave=0", "few=-1", "dense=-1", "masked=0", "shift=0"]
+        defaults = [
+            "screen=0",
+            "batch=0",
+            "wave=0",
+            "few=-1",
+            "dense=-1",
+            "rest=-1",
+            "masked=0",
+            "shift=0",
+        ]
         words += [*defaults, *plan.split(), f"seed={seed}", file]
     return words
 

@@ -14,6 +14,8 @@ using namespace diffgen::u8;
 constexpr int kLengthBlocks = 256;
 // Queries whose weighted sums are formed together.
 constexpr int kGroup = 16;
+// Words of a bit for each row of a segment.
+constexpr int kWords = kSegmentRows / 32;
 
 // What is known of a query.
 struct QueryState {
@@ -48,6 +50,12 @@ struct Joint {
     double fresh;
 };
 
+// What the sums over a segment take of a query's part.
+struct Weighed {
+    int16_t digits = 0;  // of the weights, at most; 0: nothing enters the result
+    int16_t listed = 0;  // rows that weigh anything
+};
+
 struct NearRow {
     double distance;  // squared
     int64_t id;       // -1: none
@@ -58,18 +66,20 @@ struct Call {
     MomentsOutput output;
     double origin;
     Demands demands;
-    int64_t eligible;  // rows
-    int64_t segments;  // of all rows
-    int64_t wave;      // segments that there is room for
-    int64_t first;     // of this wave
-    int64_t here;      // segments of this wave
-    int64_t stride;    // bytes of a query's digits of one place
-    int32_t tile;      // rows of a tile
-    int32_t tiles;     // of a segment, at most
-    bool aligned;      // rows begin at multiples of 16 bytes
-    bool for_nearest;  // this pass looks for nearest rows
-    int32_t planes;    // that screen; 0 to choose
-    int32_t dense;     // as in Plan
+    int64_t eligible;    // rows
+    int64_t segments;    // of all rows
+    int64_t wave;        // segments that there is room for
+    int64_t first;       // of this wave
+    int64_t here;        // segments of this wave
+    int64_t stride;      // bytes of a query's digits of one place
+    int32_t tile;        // rows of a tile
+    int32_t tile_shift;  // their binary logarithm
+    int32_t tiles;       // of a segment, at most
+    bool for_nearest;    // this pass looks for nearest rows
+    bool for_rest;       // these products are of the digits that did not screen
+    int32_t planes;      // that screen; 0 to choose
+    int32_t dense;       // as in Plan, as is `rest`
+    int32_t rest;
 
     // Of the problem:
     int64_t* begins;      // (segments + 1,) first eligible row of each segment
@@ -83,14 +93,21 @@ struct Call {
     double* total_means;  // (batch, features)
     int32_t* resumes;     // (batch,) segments of the wave before this one are not read
     // Of a wave:
-    int32_t* products;  // (kQueryDigits batch, wave, kSegmentRows)
-    int8_t* weights;    // (batch, wave, kWeightDigits, kSegmentRows) lowest digits first
-    uint16_t* lists;    // (batch, wave, kSegmentRows) places of rows that weigh anything
-    UnitRecord* units;  // (batch, wave, tiles)
-    Part* parts;        // (batch, wave)
-    Joint* joints;      // (batch, wave)
-    double* means;      // (batch, wave, features)
-    NearRow* near;      // (batch, wave)
+    int32_t* products;      // (kQueryDigits batch, wave, kSegmentRows)
+    uint32_t* left;         // (batch, wave, kWords) rows that the screen leaves
+    int32_t* left_count;    // (batch, wave)
+    int32_t* rest_columns;  // (wave, kQueryDigits batch) as `columns`, of the other digits
+    int32_t* rest_count;    // (wave,)
+    uint8_t* completed;     // (batch, wave) whether those of a query are among them
+    int8_t* weights;        // (batch, wave, kWeightDigits, kSegmentRows) lowest digits first
+    uint16_t* lists;        // (batch, wave, kSegmentRows) places of rows that weigh anything
+    UnitRecord* units;      // (batch, wave, tiles)
+    Part* parts;            // (batch, wave)
+    Joint* joints;          // (batch, wave)
+    Weighed* weighed;       // (batch, wave)
+    int32_t* courses;       // (groups, wave) digits of sums by matrix products, 0 for row by row
+    double* means;          // (batch, wave, features)
+    NearRow* near;          // (batch, wave)
 };
 
 }  // namespace diffgen::cuda

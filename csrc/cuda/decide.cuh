@@ -3,29 +3,39 @@
 #pragma once
 
 #include "decide_rows.cuh"
+#include "screen.cuh"
 
 namespace diffgen::cuda {
 
 namespace {
 
+// How many of a chunk's rows have something, by the lanes that have them.
+DIFFGEN_DEVICE void put_count(const Call& call, const DecideRoom& room, int r, bool has) {
+    const int shift = chunk_shift(call);
+    const uint32_t mask = ballot(has);
+    if (!is_first_of_chunk(call)) return;
+    const uint32_t chunk = shift == 5 ? ~0u : (1u << (1 << shift)) - 1;
+    room.chunk_count[r >> shift] = count_bits(mask >> lane_index() & chunk);
+}
+
 // The best logit of each tile, and how many rows are within the cut of it.
 DIFFGEN_DEVICE void count_tiles(const Call& call, const QueryState& state, const Pair& pair,
                                 const DecideRoom& room) {
-    const int size = chunk_rows(call.tile);
-    const int each = call.tile / size;
+    const int each = chunks_each(call);
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        put_chunk(call, room, 0, r, room.logits[r]);
+        put_chunk(call, room.best, r, room.logits[r]);
     }
     sync_threads();
-    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room, 0, thread_index());
+    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room.best, thread_index());
     sync_threads();
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        int32_t kept = 0;
-        if (r < pair.count) kept = room.logits[r] >= room.tiles[r / call.tile] - state.query.cut;
-        kept = sum_of(kept, size);
-        if (lane_index() % size == 0) room.chunk_count[r / size] = kept;
+        bool kept = false;
+        if (r < pair.count) {
+            kept = room.logits[r] >= room.best.tiles[r >> call.tile_shift] - state.query.cut;
+        }
+        put_count(call, room, r, kept);
     }
     sync_threads();
     if (thread_index() < tiles_of(call, pair)) {
@@ -47,7 +57,7 @@ DIFFGEN_DEVICE void group_tiles(const Call& call, const QueryState& state, const
     int open = -1;
     double run = -INFINITY;
     for (int t = 0; t < tiles_of(call, pair); ++t) {
-        const double best = room.tiles[t];
+        const double best = room.best.tiles[t];
         room.tile_unit[t] = -1;
         if (best == -INFINITY) continue;
         if (!query.sigma_is_zero && best < run - query.margin) continue;
@@ -72,14 +82,14 @@ DIFFGEN_DEVICE void group_tiles(const Call& call, const QueryState& state, const
 }
 
 DIFFGEN_DEVICE int unit_of_row(const Call& call, const Pair& pair, const DecideRoom& room, int r) {
-    return r < pair.count ? static_cast<int>(room.tile_unit[r / call.tile]) : -1;
+    return r < pair.count ? static_cast<int>(room.tile_unit[r >> call.tile_shift]) : -1;
 }
 
 // Sums over the rows of a unit, by one thread, of what the chunks hold: nothing where a tile
 // between its tiles is of no unit.
 template <typename T>
 DIFFGEN_DEVICE T gather_unit(const Call& call, const DecideRoom& room, Shared<T> chunks, int unit) {
-    const int each = call.tile / chunk_rows(call.tile);
+    const int each = chunks_each(call);
     T total = 0;
     for (int t = room.unit_first[unit]; t <= room.unit_last[unit]; ++t) {
         for (int c = t * each; c < (t + 1) * each; ++c) total += chunks[c];
@@ -90,12 +100,12 @@ DIFFGEN_DEVICE T gather_unit(const Call& call, const DecideRoom& room, Shared<T>
 // Weights of this thread's rows, and each unit's mass, count and digits.
 DIFFGEN_DEVICE void weigh_rows(const Call& call, const QueryState& state, const Pair& pair,
                                const DecideRoom& room) {
-    const int size = chunk_rows(call.tile);
+    const int size = 1 << chunk_shift(call);
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
         const int unit = unit_of_row(call, pair, room, r);
         double weight = 0.0;
-        int32_t counts = 0;
+        bool counts = false;
         if (unit >= 0) {
             const double best = room.unit_best[unit];
             const double logit = room.logits[r];
@@ -104,11 +114,8 @@ DIFFGEN_DEVICE void weigh_rows(const Call& call, const QueryState& state, const 
         }
         const int64_t mass = sum_of(fixed_round(weight * kMassUnit), size);
         room.values[r] = weight;
-        counts = sum_of(counts, size);
-        if (lane_index() % size == 0) {
-            room.chunk_whole[r / size] = mass;
-            room.chunk_count[r / size] = counts;
-        }
+        put_count(call, room, r, counts);
+        if (is_first_of_chunk(call)) room.chunk_whole[r >> chunk_shift(call)] = mass;
     }
     sync_threads();
     if (thread_index() < room.unit_total[0]) {
@@ -124,7 +131,7 @@ DIFFGEN_DEVICE void weigh_rows(const Call& call, const QueryState& state, const 
 
 // The weights as integers: their digits, their sums and the rows where they are not zero.
 DIFFGEN_DEVICE void write_weights(const Call& call, const Pair& pair, const DecideRoom& room) {
-    const int size = chunk_rows(call.tile);
+    const int size = 1 << chunk_shift(call);
     int8_t* const out = call.weights + pair.at(call) * (kWeightDigits * kSegmentRows);
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
@@ -136,7 +143,7 @@ DIFFGEN_DEVICE void write_weights(const Call& call, const Pair& pair, const Deci
         const uint32_t mask = ballot(z != 0);
         if (lane_index() == 0) room.masks[r / 32] = mask;
         const int64_t whole = sum_of(z, size);
-        if (lane_index() % size == 0) room.chunk_whole[r / size] = whole;
+        if (is_first_of_chunk(call)) room.chunk_whole[r >> chunk_shift(call)] = whole;
         DIFFGEN_UNROLL_ALL
         for (int j = 0; j < kWeightDigits; ++j) out[j * kSegmentRows + r] = take_digit(z);
     }
@@ -144,14 +151,19 @@ DIFFGEN_DEVICE void write_weights(const Call& call, const Pair& pair, const Deci
     if (thread_index() < room.unit_total[0]) {
         room.unit_whole[thread_index()] = gather_unit(call, room, room.chunk_whole, thread_index());
     }
+    if (thread_index() < kWords) {
+        int place = 0;
+        DIFFGEN_ROLLED
+        for (int w = 0; w < thread_index(); ++w) place += count_bits(room.masks[w]);
+        room.places[thread_index()] = place;
+    }
+    sync_threads();
     uint16_t* const list = call.lists + pair.at(call) * kSegmentRows;
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
         const uint32_t mask = room.masks[r / 32];
         if ((mask >> lane_index() & 1) == 0) continue;
-        int place = count_bits(mask & ((1u << lane_index()) - 1));
-        DIFFGEN_ROLLED
-        for (int w = 0; w < r / 32; ++w) place += count_bits(room.masks[w]);
+        const int place = room.places[r / 32] + count_bits(mask & ((1u << lane_index()) - 1));
         list[place] = static_cast<uint16_t>(r);
     }
     sync_threads();
@@ -201,10 +213,11 @@ decide_segments(Call call) {
     const DecideRoom room = decide_room(call);
     if (state.query.sigma_is_zero) {
         decide_nearest(call, state, pair, room);
-    } else if (!state.query.by_differences && state.planes == state.query.digits) {
-        decide_all(call, state, pair, room);
+    } else if (is_screened(state)) {
+        decide_left<Aligned>(call, state, pair, room);
     } else {
-        screen<Aligned>(call, state, pair, room);
+        decide_by_products(call, state, pair, room,
+                           [&](int r) { return is_eligible(call, state, pair, r); });
     }
     sync_threads();
     count_tiles(call, state, pair, room);

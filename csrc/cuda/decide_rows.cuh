@@ -2,7 +2,7 @@
 // a screen leaves, or float64 differences.
 #pragma once
 
-#include "products.cuh"
+#include "tiles.cuh"
 
 namespace diffgen::cuda {
 
@@ -10,19 +10,18 @@ namespace {
 
 constexpr int kDecideThreads = 256;
 constexpr int kDecideWarps = kDecideThreads / 32;
-constexpr int kWords = kSegmentRows / 32;
 
-// Shared memory of a block that decides. A chunk is the rows of a warp's step that are in one tile;
-// where two numbers are asked of each chunk or tile, the second ones follow the first.
+// Shared memory of a block that decides.
 struct DecideRoom {
     Shared<double> logits;        // (kSegmentRows,) -inf for rows that do not matter
     Shared<double> values;        // (kSegmentRows,) of the thread that has the row
-    Shared<double> chunks;        // (2, chunks)
-    Shared<double> tiles;         // (2, tiles)
+    TileRoom best;                // of the logits
+    TileRoom near;                // at sigma = 0: less squared distances
     Shared<double> squares;       // (tiles,) at sigma = 0: to the nearest row up to this tile
     Shared<int64_t> chunk_whole;  // (chunks,)
     Shared<int32_t> chunk_count;  // (chunks,)
     Shared<uint32_t> masks;       // (kWords,) rows
+    Shared<int32_t> places;       // (kWords,) rows in the masks before each
     Shared<int32_t> tile_kept;    // (tiles,)
     Shared<int32_t> tile_unit;    // (tiles,) the unit that its rows are of, -1 for none
     Shared<double> unit_best;     // (tiles,) as are those that follow
@@ -35,20 +34,11 @@ struct DecideRoom {
     Shared<int32_t> unit_total;  // (1,)
 };
 
-// Rows of a chunk.
-DIFFGEN_HD inline int chunk_rows(int tile) {
-    return tile < 32 ? tile : 32;
-}
-
-DIFFGEN_HD inline int chunks_of(int tile) {
-    return kSegmentRows / chunk_rows(tile);
-}
-
 // Bytes that decide_room takes: pieces are multiples of 16.
 inline int64_t decide_bytes(int tile) {
     const int64_t chunks = chunks_of(tile);
     const int64_t tiles = kSegmentRows / tile;
-    return 16 * kSegmentRows + 28 * chunks + 76 * tiles + 4 * kWords + 18 * 16;
+    return 16 * kSegmentRows + 28 * chunks + 76 * tiles + 8 * kWords + 21 * 16;
 }
 
 DIFFGEN_DEVICE DecideRoom decide_room(const Call& call) {
@@ -56,36 +46,25 @@ DIFFGEN_DEVICE DecideRoom decide_room(const Call& call) {
     const int tiles = call.tiles;
     SharedMemory memory;
     // The members in their order.
-    return {memory.take<double>(kSegmentRows), memory.take<double>(kSegmentRows),
-            memory.take<double>(2 * chunks),   memory.take<double>(2 * tiles),
-            memory.take<double>(tiles),        memory.take<int64_t>(chunks),
-            memory.take<int32_t>(chunks),      memory.take<uint32_t>(kWords),
-            memory.take<int32_t>(tiles),       memory.take<int32_t>(tiles),
-            memory.take<double>(tiles),        memory.take<double>(tiles),
-            memory.take<int64_t>(tiles),       memory.take<int64_t>(tiles),
-            memory.take<int32_t>(tiles),       memory.take<int32_t>(tiles),
-            memory.take<int32_t>(tiles),       memory.take<int32_t>(1)};
-}
-
-DIFFGEN_DEVICE int tiles_of(const Call& call, const Pair& pair) {
-    return static_cast<int>((pair.count + call.tile - 1) / call.tile);
-}
-
-// The largest value of a chunk's rows, by the lanes that have them.
-DIFFGEN_DEVICE void put_chunk(const Call& call, const DecideRoom& room, int kind, int r,
-                              double value) {
-    const int size = chunk_rows(call.tile);
-    value = largest_of(value, size);
-    if (lane_index() % size == 0) room.chunks[kind * chunks_of(call.tile) + r / size] = value;
-}
-
-DIFFGEN_DEVICE void gather_tile(const Call& call, const DecideRoom& room, int kind, int tile) {
-    const int each = call.tile / chunk_rows(call.tile);
-    double value = -INFINITY;
-    for (int c = tile * each; c < (tile + 1) * each; ++c) {
-        value = larger(value, room.chunks[kind * chunks_of(call.tile) + c]);
-    }
-    room.tiles[kind * call.tiles + tile] = value;
+    return {memory.take<double>(kSegmentRows),
+            memory.take<double>(kSegmentRows),
+            {memory.take<double>(chunks), memory.take<double>(tiles)},
+            {memory.take<double>(chunks), memory.take<double>(tiles)},
+            memory.take<double>(tiles),
+            memory.take<int64_t>(chunks),
+            memory.take<int32_t>(chunks),
+            memory.take<uint32_t>(kWords),
+            memory.take<int32_t>(kWords),
+            memory.take<int32_t>(tiles),
+            memory.take<int32_t>(tiles),
+            memory.take<double>(tiles),
+            memory.take<double>(tiles),
+            memory.take<int64_t>(tiles),
+            memory.take<int64_t>(tiles),
+            memory.take<int32_t>(tiles),
+            memory.take<int32_t>(tiles),
+            memory.take<int32_t>(tiles),
+            memory.take<int32_t>(1)};
 }
 
 // Calls each(r) with the rows of the masks, by the warps in turn.
@@ -103,21 +82,17 @@ DIFFGEN_DEVICE void for_masked_rows(const DecideRoom& room, Each each) {
     }
 }
 
-DIFFGEN_DEVICE bool is_eligible(const Call& call, const QueryState& state, const Pair& pair,
-                                int r) {
-    return r < pair.count && row_id(call, pair.begin + r) != state.query.exclude;
-}
-
-// Logits of all rows, by products of all digits.
-DIFFGEN_DEVICE void decide_all(const Call& call, const QueryState& state, const Pair& pair,
-                               const DecideRoom& room) {
+// Logits of rows by products of all digits.
+template <typename Asked>
+DIFFGEN_DEVICE void decide_by_products(const Call& call, const QueryState& state, const Pair& pair,
+                                       const DecideRoom& room, Asked asked) {
     const Query& query = state.query;
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
         double logit = -INFINITY;
-        if (is_eligible(call, state, pair, r)) {
+        if (asked(r)) {
             const int64_t id = row_id(call, pair.begin + r);
-            logit = logit_of(product_of(call, pair, state.planes, r), call.problem.norms[id],
+            logit = logit_of(product_of(call, pair, query.digits, r), call.problem.norms[id],
                              log_weight_of(call, id), 0, query.norm_factor, query.product_factor);
         }
         room.logits[r] = logit;
@@ -168,50 +143,19 @@ DIFFGEN_DEVICE double exact_logit(const Call& call, const QueryState& state, con
                     query.product_factor);
 }
 
-// Logits of the rows whose upper bound is not under what their tile drops.
+// Logits of the rows that the screen leaves.
 template <bool Aligned>
-DIFFGEN_DEVICE void screen(const Call& call, const QueryState& state, const Pair& pair,
-                           const DecideRoom& room) {
-    const Query& query = state.query;
+DIFFGEN_DEVICE void decide_left(const Call& call, const QueryState& state, const Pair& pair,
+                                const DecideRoom& room) {
+    const uint32_t* const left = call.left + pair.at(call) * kWords;
+    if (call.completed[pair.at(call)]) {
+        decide_by_products(call, state, pair, room,
+                           [&](int r) { return (left[r / 32] >> (r & 31) & 1) != 0; });
+        return;
+    }
+    if (thread_index() < kWords) room.masks[thread_index()] = left[thread_index()];
     DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        double seeming = -INFINITY;
-        double lower = -INFINITY;
-        double upper = -INFINITY;
-        if (is_eligible(call, state, pair, r)) {
-            const int64_t id = row_id(call, pair.begin + r);
-            const Bound bound = bound_of(state.terms, product_of(call, pair, state.planes, r),
-                                         call.problem.norms[id]);
-            const double base = log_weight_of(call, id) + query.constant;
-            seeming = base - query.kappa * bound.distance;
-            upper = base - query.kappa * bound.near;
-            lower = floor_of(query, state.terms, call.problem.features, seeming,
-                             log_weight_of(call, id))
-                        .lowest;
-        }
-        put_chunk(call, room, 0, r, lower);
-        put_chunk(call, room, 1, r, seeming);
-        room.values[r] = upper;
-        room.logits[r] = -INFINITY;
-    }
-    sync_threads();
-    if (thread_index() < tiles_of(call, pair)) {
-        gather_tile(call, room, 0, thread_index());
-        gather_tile(call, room, 1, thread_index());
-    }
-    sync_threads();
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        bool left = false;
-        if (is_eligible(call, state, pair, r)) {
-            const int tile = r / call.tile;
-            // Written so that a NaN bound lets the row through.
-            left =
-                room.tiles[call.tiles + tile] != -INFINITY && !(room.values[r] < room.tiles[tile]);
-        }
-        const uint32_t mask = ballot(left);
-        if (lane_index() == 0) room.masks[r / 32] = mask;
-    }
+    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) room.logits[r] = -INFINITY;
     sync_threads();
     for_masked_rows(room, [&](int r) {
         const double logit = exact_logit<Aligned>(call, state, pair, r);
@@ -235,17 +179,18 @@ DIFFGEN_DEVICE void decide_nearest(const Call& call, const QueryState& state, co
                 least = -far_square(state.terms, bound.distance);
             }
         }
-        put_chunk(call, room, 0, r, least);
+        put_chunk(call, room.best, r, least);
         room.values[r] = near;
         room.logits[r] = -INFINITY;  // less the distance, until it is known
     }
     sync_threads();
-    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room, 0, thread_index());
+    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room.best, thread_index());
     sync_threads();
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
         const double near = room.values[r];
-        const bool left = near != INFINITY && !(near > -room.tiles[r / call.tile] * kNearSlack);
+        const bool left =
+            near != INFINITY && !(near > -room.best.tiles[r >> call.tile_shift] * kNearSlack);
         const uint32_t mask = ballot(left);
         if (lane_index() == 0) room.masks[r / 32] = mask;
     }
@@ -262,16 +207,16 @@ DIFFGEN_DEVICE void decide_nearest(const Call& call, const QueryState& state, co
     sync_threads();
     DIFFGEN_ROLLED
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        put_chunk(call, room, 1, r, room.logits[r]);
+        put_chunk(call, room.near, r, room.logits[r]);
     }
     sync_threads();
-    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room, 1, thread_index());
+    if (thread_index() < tiles_of(call, pair)) gather_tile(call, room.near, thread_index());
     sync_threads();
     // Tiles before this one set the limit too.
     if (thread_index() < tiles_of(call, pair)) {
         double least = INFINITY;
         for (int t = 0; t <= thread_index(); ++t) {
-            least = smaller(least, -room.tiles[call.tiles + t]);
+            least = smaller(least, -room.near.tiles[t]);
         }
         room.squares[thread_index()] = least;
     }
@@ -280,7 +225,7 @@ DIFFGEN_DEVICE void decide_nearest(const Call& call, const QueryState& state, co
     for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
         const double distance = -room.logits[r];
         double logit = -INFINITY;
-        if (distance < INFINITY && distance <= room.squares[r / call.tile] * (1.0 + kTie)) {
+        if (distance < INFINITY && distance <= room.squares[r >> call.tile_shift] * (1.0 + kTie)) {
             logit = log_weight_of(call, row_id(call, pair.begin + r));
         }
         room.logits[r] = logit;

@@ -8,23 +8,132 @@ namespace diffgen::cuda {
 
 namespace {
 
-// A thread merges a query's posteriors over the segments of the wave, but for their means.
-DIFFGEN_KERNEL(kPrepareThreads, 4) chain_parts(Call call) {
-    const int64_t b = block_index() * kPrepareThreads + thread_index();
-    if (b >= call.problem.batch) return;
-    const Query& query = call.queries[b].query;
-    State total = call.totals[b];
-    int32_t resumes = 0;
-    for (int64_t local = 0; local < call.here; ++local) {
-        const State& part = call.parts[b * call.wave + local].state;
-        const Factors factors =
-            meet(total, part.reference, part.nearest_square, query.margin, query.sigma_is_zero);
-        join(total, part.sums, part.reference, part.nearest_square, factors);
-        call.joints[b * call.wave + local] = {factors.old, factors.fresh};
-        if (factors.old == 0.0) resumes = static_cast<int32_t>(local);
+// Rows of a group of queries in a segment from which on they are summed by matrix products.
+constexpr int kDenseRows = 512;
+
+// Segments whose parts a block chains at a time, one a thread.
+constexpr int kLinks = kPrepareThreads;
+
+struct ChainRoom {
+    Shared<double> references;  // of the parts, then the larger of each and those before it
+    Shared<double> squares;
+    Shared<double> quantised;
+    Shared<double> masses;
+    Shared<double> olds;
+    Shared<double> freshes;
+    Shared<double> reference;  // (1,) of the segments so far
+    Shared<int32_t> resumes;   // (1,)
+};
+
+constexpr int kChainShared = 6 * 8 * kLinks + 2 * 16;
+
+// How the parts of at most kLinks segments join, where the reference is the largest so far: each
+// thread finds its own part's factors.
+DIFFGEN_DEVICE void join_side_by_side(const ChainRoom& room, double margin) {
+    const int at = thread_index();
+    const double own = room.references[at];
+    double largest = at == 0 ? larger(room.reference[0], own) : own;
+    sync_threads();
+    room.references[at] = largest;
+    sync_threads();
+    for (int step = 1; step < kLinks; step *= 2) {
+        if (at >= step) largest = larger(largest, room.references[at - step]);
+        sync_threads();
+        room.references[at] = largest;
+        sync_threads();
     }
-    call.totals[b] = total;
-    call.resumes[b] = resumes;
+    State before;
+    before.reference = at == 0 ? room.reference[0] : room.references[at - 1];
+    const Factors factors = meet(before, own, INFINITY, margin, false);
+    room.olds[at] = factors.old;
+    room.freshes[at] = factors.fresh;
+}
+
+// A block merges a query's posteriors over the segments of the wave, but for their means.
+DIFFGEN_KERNEL(kPrepareThreads, 4) chain_parts(Call call) {
+    const int64_t b = block_index();
+    const int at = thread_index();
+    const Query& query = call.queries[b].query;
+    SharedMemory memory;
+    const ChainRoom room{memory.take<double>(kLinks), memory.take<double>(kLinks),
+                         memory.take<double>(kLinks), memory.take<double>(kLinks),
+                         memory.take<double>(kLinks), memory.take<double>(kLinks),
+                         memory.take<double>(1),      memory.take<int32_t>(1)};
+    State total = call.totals[b];  // of the first thread alone
+    if (at == 0) {
+        room.reference[0] = total.reference;
+        room.resumes[0] = 0;
+    }
+    for (int64_t first = 0; first < call.here; first += kLinks) {
+        const int64_t local = first + at;
+        State part;
+        if (local < call.here) part = call.parts[b * call.wave + local].state;
+        room.references[at] = part.reference;
+        room.squares[at] = part.nearest_square;
+        room.quantised[at] = part.sums.quantised;
+        room.masses[at] = part.sums.mass;
+        sync_threads();
+        if (!query.sigma_is_zero) join_side_by_side(room, query.margin);
+        sync_threads();
+        if (at == 0) {
+            const int64_t rest = call.here - first;
+            const int links = rest < kLinks ? static_cast<int>(rest) : kLinks;
+            for (int i = 0; i < links; ++i) {
+                const double square = room.squares[i];
+                Factors factors;
+                if (query.sigma_is_zero) {
+                    factors = meet(total, room.references[i], square, query.margin, true);
+                    room.olds[i] = factors.old;
+                    room.freshes[i] = factors.fresh;
+                } else {
+                    factors = {room.olds[i], room.freshes[i], room.references[i]};
+                }
+                Sums sums;
+                sums.quantised = room.quantised[i];
+                sums.mass = room.masses[i];
+                join(total, sums, factors.reference, square, factors);
+                if (factors.old == 0.0) room.resumes[0] = static_cast<int32_t>(first) + i;
+            }
+            room.reference[0] = total.reference;
+        }
+        sync_threads();
+        if (local < call.here) {
+            call.joints[b * call.wave + local] = {room.olds[at], room.freshes[at]};
+        }
+    }
+    sync_threads();
+    const int32_t resumes = room.resumes[0];
+    if (at == 0) {
+        call.totals[b] = total;
+        call.resumes[b] = resumes;
+    }
+    for (int64_t local = at; local < call.here; local += kLinks) {
+        const int64_t pair = b * call.wave + local;
+        Weighed weighed;
+        if (local >= resumes && call.joints[pair].fresh != 0.0) {
+            weighed.digits = static_cast<int16_t>(call.parts[pair].digits);
+            weighed.listed = static_cast<int16_t>(call.parts[pair].listed);
+        }
+        call.weighed[pair] = weighed;
+    }
+}
+
+// A thread chooses how a group of queries sums a segment. Steps of matrix products are of 32 rows.
+DIFFGEN_KERNEL(kPrepareThreads, 4) choose_courses(Call call) {
+    const int64_t groups = (call.problem.batch + kGroup - 1) / kGroup;
+    const int64_t at = block_index() * kPrepareThreads + thread_index();
+    if (at >= groups * call.here) return;
+    const int64_t group = at / call.here;
+    const int64_t local = at % call.here;
+    int32_t listed = 0;
+    int32_t digits = 0;
+    for (int64_t b = group * kGroup; b < (group + 1) * kGroup && b < call.problem.batch; ++b) {
+        const Weighed weighed = call.weighed[b * call.wave + local];
+        listed += weighed.listed;
+        digits = weighed.digits > digits ? weighed.digits : digits;
+    }
+    const bool enough = call.dense < 0 ? listed >= kDenseRows : call.dense == 1;
+    call.courses[group * call.wave + local] = call.tile >= 32 && enough ? digits : 0;
 }
 
 DIFFGEN_DEVICE int64_t feature_blocks(const Call& call) {

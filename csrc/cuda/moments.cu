@@ -48,11 +48,11 @@ struct Course {
     bool few;
 };
 
+// Products of the wave's rows with the columns that are listed.
 template <bool Aligned>
 void form_products(Course& course, const Call& call) {
     Launcher& launcher = course.launcher;
     const int64_t columns = kQueryDigits * call.problem.batch;
-    launcher.run(list_columns, 1, kListThreads, 16 * (kListThreads / 32), call);
     if (course.few) {
         launcher.run(few_products<Aligned>, call.here * kFewBlocks, kFewThreads, 0, call);
     } else {
@@ -77,14 +77,23 @@ void sum_wave(Course& course, const Call& call) {
     const int64_t batch = call.problem.batch;
     const int64_t features = call.problem.features;
     form_products<Aligned>(course, call);
+    launcher.run(screen_segments, batch * call.here, kScreenThreads, screen_bytes(call.tile), call);
+    launcher.run(list_rest, call.here, kListThreads, kListShared, call);
+    Call rest = call;
+    rest.for_rest = true;
+    form_products<Aligned>(course, rest);
     launcher.run(decide_segments<Aligned>, batch * call.here, kDecideThreads,
                  decide_bytes(call.tile), call);
-    launcher.run(chain_parts, parts_of(batch, kPrepareThreads), kPrepareThreads, 0, call);
+    launcher.run(chain_parts, batch, kPrepareThreads, kChainShared, call);
+    launcher.run(choose_courses, parts_of(groups_of(batch) * call.here, kPrepareThreads),
+                 kPrepareThreads, 0, call);
     launcher.run(sparse_sums<Aligned>, batch * call.here * parts_of(features, kSparseFeatures),
                  kSparseThreads, 0, call);
-    launcher.run(dense_sums<Aligned>,
-                 parts_of(batch, kGroup) * call.here * parts_of(features, kDenseFeatures),
-                 kDenseThreads, kDenseShared, call);
+    const int64_t blocks = groups_of(batch) * call.here * parts_of(features, kDenseFeatures);
+    launcher.run(dense_sums<Aligned, kUsualDigits>, blocks, kDenseThreads,
+                 kDenseShared<kUsualDigits>, call);
+    launcher.run(dense_sums<Aligned, kWeightDigits>, blocks, kDenseThreads,
+                 kDenseShared<kWeightDigits>, call);
     launcher.run(merge_means, batch * parts_of(features, kPrepareThreads), kPrepareThreads, 0,
                  call);
 }
@@ -93,6 +102,7 @@ template <bool Aligned>
 void run_waves(Course& course, Call& call) {
     for (const bool for_nearest : {true, false}) {
         call.for_nearest = for_nearest;
+        course.launcher.run(list_columns, 1, kListThreads, kListShared, call);
         for (call.first = 0; call.first < call.segments; call.first += call.wave) {
             call.here = std::min(call.wave, call.segments - call.first);
             if (for_nearest) {
@@ -116,9 +126,11 @@ void run_batch(const Problem& problem, const MomentsOutput& output, void* scratc
     call.segments = segments_of(problem);
     call.stride = digit_stride(problem.features);
     call.tile = static_cast<int32_t>(tile_rows(problem.features));
+    while (1 << call.tile_shift < call.tile) ++call.tile_shift;
     call.tiles = static_cast<int32_t>(most_tiles(problem.features));
     call.planes = plan.screening_digits;
     call.dense = plan.dense;
+    call.rest = plan.rest;
     call.wave = wave;
     cut(scratch, wave, call);
     const auto address = reinterpret_cast<uintptr_t>(problem.data);

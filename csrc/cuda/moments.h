@@ -17,6 +17,8 @@ struct Plan {
     int64_t wave = 0;            // segments worked on at once, 0 for as many as the scratch holds
     int few = -1;                // products by the kernel for few queries: 1, by the other: 0
     int dense = -1;              // weighted sums by matrix products: 1, row by row: 0
+    int rest = -1;               // the other digits of what is left by the kernel for many: 1, row
+                                 // by row: 0
     bool always_masked = false;  // treat rows as if they were not aligned
 };
 

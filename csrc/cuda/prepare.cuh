@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kPrepareThreads = 128;
 constexpr int kListThreads = 256;
+constexpr int kListShared = 4 * (kListThreads / 32);
 constexpr int kWarps = kPrepareThreads / 32;
 // Sums of a split that are formed side by side.
 constexpr int kSplitSums = 2 * kQueryDigits + 1;
@@ -63,11 +64,23 @@ DIFFGEN_KERNEL(kPrepareThreads, 4) measure_lengths(Call call) {
 // Moves a query to the origin. Returns the largest magnitude of this thread's features.
 template <typename T>
 DIFFGEN_DEVICE double move_query(const T* query, double shift, int64_t features, double* x) {
+    constexpr int kAtOnce = 8;  // loads, before a store that might be to the same place
     double largest = 0.0;
-    for (int64_t k = thread_index(); k < features; k += kPrepareThreads) {
-        const double moved = static_cast<double>(query[k]) - shift;
-        x[k] = moved;
-        largest = larger(largest, fabs(moved));
+    for (int64_t first = thread_index(); first < features; first += kAtOnce * kPrepareThreads) {
+        T loaded[kAtOnce];
+        DIFFGEN_UNROLL_ALL
+        for (int i = 0; i < kAtOnce; ++i) {
+            const int64_t k = first + i * kPrepareThreads;
+            loaded[i] = k < features ? query[k] : T(0);
+        }
+        DIFFGEN_UNROLL_ALL
+        for (int i = 0; i < kAtOnce; ++i) {
+            const int64_t k = first + i * kPrepareThreads;
+            if (k >= features) break;
+            const double moved = static_cast<double>(loaded[i]) - shift;
+            x[k] = moved;
+            largest = larger(largest, fabs(moved));
+        }
     }
     return largest;
 }
@@ -181,19 +194,15 @@ DIFFGEN_DEVICE bool wants_nearest(const Query& query) {
     return query.finite && query.by_differences && !query.sigma_is_zero;
 }
 
-// One block lists the columns of digits whose products are formed.
-DIFFGEN_KERNEL(kListThreads, 1) list_columns(Call call) {
-    SharedMemory memory;
-    const Shared<int32_t> counts = memory.take<int32_t>(kListThreads / 32);
-    const int64_t columns = kQueryDigits * call.problem.batch;
+// Lists the numbers under `count` that are wanted, in their order, by a block. Returns how many.
+template <typename Wanted>
+DIFFGEN_DEVICE int32_t list_wanted(int64_t count, Shared<int32_t> counts, int32_t* list,
+                                   Wanted wanted) {
     int32_t before = 0;
-    for (int64_t first = 0; first < columns; first += kListThreads) {
-        const int64_t column = first + thread_index();
-        // A place past the last one is no query's leading digit.
-        const QueryState& state = call.queries[column % call.problem.batch];
-        const bool wanted = column / call.problem.batch < state.planes &&
-                            (call.for_nearest ? wants_nearest(state.query) : state.query.finite);
-        const uint32_t mask = ballot(wanted);
+    for (int64_t first = 0; first < count; first += kListThreads) {
+        const int64_t number = first + thread_index();
+        const bool listed = number < count && wanted(number);
+        const uint32_t mask = ballot(listed);
         if (lane_index() == 0) counts[warp_index()] = count_bits(mask);
         sync_threads();
         int32_t place = before + count_bits(mask & ((1u << lane_index()) - 1));
@@ -201,10 +210,24 @@ DIFFGEN_KERNEL(kListThreads, 1) list_columns(Call call) {
             if (w < warp_index()) place += counts[w];
             before += counts[w];
         }
-        if (wanted) call.columns[place] = static_cast<int32_t>(column);
+        if (listed) list[place] = static_cast<int32_t>(number);
         sync_threads();
     }
-    if (thread_index() == 0) *call.column_count = before;
+    return before;
+}
+
+// One block lists the columns of the digits that screen.
+DIFFGEN_KERNEL(kListThreads, 1) list_columns(Call call) {
+    SharedMemory memory;
+    const Shared<int32_t> counts = memory.take<int32_t>(kListThreads / 32);
+    const int64_t batch = call.problem.batch;
+    const int32_t count =
+        list_wanted(kQueryDigits * batch, counts, call.columns, [&](int64_t column) {
+            const QueryState& state = call.queries[column % batch];
+            return column / batch < state.planes &&
+                   (call.for_nearest ? wants_nearest(state.query) : state.query.finite);
+        });
+    if (thread_index() == 0) *call.column_count = count;
 }
 
 }  // namespace

@@ -43,12 +43,13 @@ few_products(Call call) {
         const int64_t r = first + i < count ? first + i : count - 1;
         rows[i] = row_of(call, row_id(call, begin + r));
     }
-    const int32_t columns = *call.column_count;
+    const Columns listed = columns_of(call, local);
+    const int32_t columns = listed.count;
     for (int32_t c = 0; c < columns; c += kFewColumns) {
         const int8_t* digits[kFewColumns];
         DIFFGEN_UNROLL_ALL
         for (int j = 0; j < kFewColumns; ++j) {
-            digits[j] = digits_of(call, call.columns[c + j < columns ? c + j : columns - 1]);
+            digits[j] = digits_of(call, listed.list[c + j < columns ? c + j : columns - 1]);
         }
         int32_t sums[kFewRows * kFewColumns] = {};
         for (int64_t k = lane_index() * 16; k < features; k += 32 * 16) {
@@ -74,7 +75,7 @@ few_products(Call call) {
         const int64_t r = first + lane_index() / kFewColumns;
         const int32_t j = c + lane_index() % kFewColumns;
         if (j < columns) {
-            call.products[(call.columns[j] * call.wave + local) * kSegmentRows + r] = total;
+            call.products[(listed.list[j] * call.wave + local) * kSegmentRows + r] = total;
         }
     }
 }

@@ -96,7 +96,8 @@ many_products(Call call) {
     const int64_t first_row = row_block % kManyBlocks * kManyRows;
     const int64_t begin = call.begins[call.first + local];
     const int64_t count = call.begins[call.first + local + 1] - begin;
-    const int32_t columns = *call.column_count;
+    const Columns listed = columns_of(call, local);
+    const int32_t columns = listed.count;
     if (first_row >= count || first_column >= columns) return;
     Sources sources;
     DIFFGEN_UNROLL_ALL
@@ -107,7 +108,7 @@ many_products(Call call) {
     DIFFGEN_UNROLL_ALL
     for (int i = 0; i < kColumnPieces; ++i) {
         const int32_t c = first_column + thread_index() / 4 + kManyThreads / 4 * i;
-        sources.columns[i] = c < columns ? digits_of(call, call.columns[c]) : nullptr;
+        sources.columns[i] = c < columns ? digits_of(call, listed.list[c]) : nullptr;
     }
     SharedMemory shared;
     const Shared<uint8_t> memory = shared.take<uint8_t>(kManyShared);
@@ -137,7 +138,7 @@ many_products(Call call) {
             const int32_t c = first_column + n * 8 + lane_index() % 4 * 2 + side;
             if (c >= columns) continue;
             int32_t* const out =
-                call.products + (call.columns[c] * call.wave + local) * kSegmentRows;
+                call.products + (listed.list[c] * call.wave + local) * kSegmentRows;
             DIFFGEN_UNROLL_ALL
             for (int m = 0; m < 2; ++m) {
                 const int64_t r = first_row + warp_index() * 32 + m * 16 + lane_index() / 4;

@@ -23,6 +23,18 @@ DIFFGEN_DEVICE const int8_t* digits_of(const Call& call, int64_t column) {
     return call.digits + column * call.stride;
 }
 
+// Columns of digits whose products with a segment of the wave are formed.
+struct Columns {
+    const int32_t* list;
+    int32_t count;
+};
+
+DIFFGEN_DEVICE Columns columns_of(const Call& call, int64_t local) {
+    if (!call.for_rest) return {call.columns, *call.column_count};
+    const int64_t most = kQueryDigits * call.problem.batch;
+    return {call.rest_columns + local * most, call.rest_count[local]};
+}
+
 // 16 bytes of a row from feature k on, zeros past its end.
 template <bool Aligned>
 DIFFGEN_DEVICE Words row_words(const Call& call, const uint8_t* row, int64_t k) {

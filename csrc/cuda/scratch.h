@@ -60,6 +60,10 @@ inline int64_t most_tiles(int64_t features) {
     return kSegmentRows / tile_rows(features);
 }
 
+inline int64_t groups_of(int64_t batch) {
+    return (batch + kGroup - 1) / kGroup;
+}
+
 // Cuts the memory for so many segments at once; returns what is used.
 inline int64_t cut(void* memory, int64_t wave, Call& call) {
     const int64_t batch = call.problem.batch;
@@ -77,11 +81,18 @@ inline int64_t cut(void* memory, int64_t wave, Call& call) {
     scratch.take(call.total_means, batch * features);
     scratch.take(call.resumes, batch);
     scratch.take(call.products, kQueryDigits * pairs * kSegmentRows);
+    scratch.take(call.left, pairs * kWords);
+    scratch.take(call.left_count, pairs);
+    scratch.take(call.rest_columns, kQueryDigits * pairs);
+    scratch.take(call.rest_count, wave);
+    scratch.take(call.completed, pairs);
     scratch.take(call.weights, kWeightDigits * pairs * kSegmentRows);
     scratch.take(call.lists, pairs * kSegmentRows);
     scratch.take(call.units, pairs * most_tiles(features));
     scratch.take(call.parts, pairs);
     scratch.take(call.joints, pairs);
+    scratch.take(call.weighed, pairs);
+    scratch.take(call.courses, groups_of(batch) * wave);
     scratch.take(call.means, pairs * features);
     scratch.take(call.near, pairs);
     return scratch.used();

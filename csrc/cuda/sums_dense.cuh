@@ -15,8 +15,16 @@ constexpr int kDenseFeatures = 128;  // of a block: 32 a warp
 constexpr int kDenseStep = 64;       // rows of a stage
 constexpr int kDenseStages = 3;
 constexpr int kDenseRowBytes = kDenseStep * kDenseFeatures;
-constexpr int kDenseStageBytes = kDenseRowBytes + kWeightDigits * kGroup * kDenseStep;
-constexpr int kDenseShared = kDenseStages * kDenseStageBytes;
+// Digits that most weights have: sums of no more fit the registers of more threads.
+constexpr int kUsualDigits = 3;
+
+template <int Digits>
+constexpr int kDenseStageBytes = kDenseRowBytes + Digits * kGroup * kDenseStep;
+template <int Digits>
+constexpr int kDenseShared = kDenseStages * kDenseStageBytes<Digits>;
+// Pieces of 16 bytes of the weights' digits that a thread brings, at most.
+template <int Digits>
+constexpr int kDensePieces = (Digits * kGroup * 4 + kDenseThreads - 1) / kDenseThreads;
 
 // Where 16-byte column `chunk` of a row of 128 bytes stands in shared memory: four lanes that read
 // rows 4 apart read different banks.
@@ -24,6 +32,7 @@ DIFFGEN_DEVICE int swizzled_row(int row, int chunk) {
     return row * kDenseFeatures + (chunk ^ (row >> 2 & 3) * 2) * 16;
 }
 
+template <int Digits>
 struct DenseBlock {
     int64_t group;
     int64_t local;
@@ -31,12 +40,14 @@ struct DenseBlock {
     int64_t count;
     int64_t feature;
     int planes;  // digits of the weights, at most
+    // Of the first step; null where nothing is weighed.
+    const int8_t* weights[kDensePieces<Digits>];
 };
 
-template <bool Aligned>
-DIFFGEN_DEVICE void fill_dense(const Call& call, const DenseBlock& block, Shared<uint8_t> memory,
-                               int stage, int64_t step) {
-    const int base = stage * kDenseStageBytes;
+template <bool Aligned, int Digits>
+DIFFGEN_DEVICE void fill_dense(const Call& call, const DenseBlock<Digits>& block,
+                               Shared<uint8_t> memory, int stage, int64_t step) {
+    const int base = stage * kDenseStageBytes<Digits>;
     const int chunk = thread_index() % 8;
     const int64_t k = block.feature + chunk * 16;
     DIFFGEN_UNROLL_ALL
@@ -54,15 +65,13 @@ DIFFGEN_DEVICE void fill_dense(const Call& call, const DenseBlock& block, Shared
             memory.store_words(at, words);
         }
     }
-    for (int i = thread_index(); i < block.planes * kGroup * 4; i += kDenseThreads) {
-        const int line = i / 4;
-        const int64_t b = block.group * kGroup + line % kGroup;
-        const int8_t* from = nullptr;
-        if (b < call.problem.batch && is_used(call, b, block.local)) {
-            const int64_t plane = (b * call.wave + block.local) * kWeightDigits + line / kGroup;
-            from = call.weights + plane * kSegmentRows + step * kDenseStep + i % 4 * 16;
-        }
-        copy_async(memory, base + kDenseRowBytes + swizzled(line, i % 4), from);
+    DIFFGEN_UNROLL_ALL
+    for (int n = 0; n < kDensePieces<Digits>; ++n) {
+        const int i = n * kDenseThreads + thread_index();
+        if (i >= block.planes * kGroup * 4) break;
+        const int8_t* const from = block.weights[n];
+        copy_async(memory, base + kDenseRowBytes + swizzled(i / 4, i % 4),
+                   from ? from + step * kDenseStep : nullptr);
     }
 }
 
@@ -78,18 +87,25 @@ DIFFGEN_DEVICE void transpose_bytes(const uint32_t (&rows)[4], uint32_t (&featur
     features[3] = pick_bytes(high_first, high_last, 0x7632);
 }
 
-// A query's units as a lane meets them.
+// A query's units as a lane meets them: the one at hand, and how many there are with it.
 struct Cursor {
+    UnitRecord unit;
     const UnitRecord* next;
     int32_t left;
+
+    DIFFGEN_DEVICE void advance() {
+        if (--left > 0) unit = *next++;
+    }
 };
 
 // Sums of digits of queries g and g + 8, g = lane / 4, over features 8 t + i and 8 t + 4 + i of the
 // warp's 32, t = lane % 4: [digit][i][2 (query) + (feature)].
-using DenseSums = int32_t[kWeightDigits][4][4];
+template <int Digits>
+using DenseSums = int32_t[Digits][4][4];
 
+template <int Digits>
 DIFFGEN_DEVICE void multiply_dense(Shared<uint8_t> memory, int base, int half, int planes,
-                                   DenseSums& sums) {
+                                   DenseSums<Digits>& sums) {
     const int lane = lane_index();
     uint32_t rows[2][4];
     DIFFGEN_UNROLL_ALL
@@ -104,7 +120,7 @@ DIFFGEN_DEVICE void multiply_dense(Shared<uint8_t> memory, int base, int half, i
         transpose_bytes(words, rows[part]);
     }
     DIFFGEN_UNROLL_ALL
-    for (int j = 0; j < kWeightDigits; ++j) {
+    for (int j = 0; j < Digits; ++j) {
         if (j >= planes) break;
         uint32_t digits[4];
         const int line = j * kGroup + lane % 16;
@@ -115,65 +131,75 @@ DIFFGEN_DEVICE void multiply_dense(Shared<uint8_t> memory, int base, int half, i
 }
 
 // Folds the sums of query g + 8 `side` where its unit ends.
-DIFFGEN_DEVICE void fold_unit(int side, int32_t end, Cursor& cursor, DenseSums& sums,
-                              double (&state)[2][4][2]) {
-    if (cursor.left == 0 || cursor.next->row_end != end) return;
-    const double old = cursor.next->old;
-    const double fresh = cursor.next->fresh;
-    ++cursor.next;
-    --cursor.left;
+template <int Digits>
+DIFFGEN_DEVICE void fold_unit(int side, int32_t end, int planes, Cursor& cursor,
+                              DenseSums<Digits>& sums, double (&state)[2][4][2]) {
+    if (cursor.left == 0 || cursor.unit.row_end != end) return;
     DIFFGEN_UNROLL_ALL
     for (int n = 0; n < 4; ++n) {
         DIFFGEN_UNROLL_ALL
         for (int p = 0; p < 2; ++p) {
             int64_t whole = 0;
             DIFFGEN_UNROLL_ALL
-            for (int j = kWeightDigits - 1; j >= 0; --j) {
+            for (int j = Digits - 1; j >= 0; --j) {
+                if (j >= planes) continue;  // zeros
                 int32_t& sum = sums[j][n][2 * side + p];
                 whole = whole * 256 + sum;
                 sum = 0;
             }
-            state[side][n][p] = folded(state[side][n][p], whole, old, fresh);
+            state[side][n][p] =
+                folded(state[side][n][p], whole, cursor.unit.old, cursor.unit.fresh);
         }
     }
+    cursor.advance();
 }
 
-template <bool Aligned>
-DIFFGEN_KERNEL(kDenseThreads, 2)
+template <bool Aligned, int Digits>
+DIFFGEN_KERNEL(kDenseThreads, Digits > kUsualDigits ? 2 : 3)
 dense_sums(Call call) {
     const int64_t features = call.problem.features;
     const int64_t blocks = (features + kDenseFeatures - 1) / kDenseFeatures;
-    DenseBlock block;
-    block.feature = block_index() % blocks * kDenseFeatures;
-    block.local = block_index() / blocks % call.here;
-    block.group = block_index() / blocks / call.here;
-    if (!is_by_products(call, block.group, block.local)) return;
+    // Groups of queries next to each other read the same rows.
+    const int64_t groups = (call.problem.batch + kGroup - 1) / kGroup;
+    DenseBlock<Digits> block;
+    block.group = block_index() % groups;
+    block.feature = block_index() / groups % blocks * kDenseFeatures;
+    block.local = block_index() / groups / blocks;
+    block.planes = call.courses[block.group * call.wave + block.local];
+    if (block.planes == 0 || (block.planes > kUsualDigits) != (Digits > kUsualDigits)) return;
     block.begin = call.begins[call.first + block.local];
     block.count = call.begins[call.first + block.local + 1] - block.begin;
-    block.planes = 0;
-    for (int64_t b = block.group * kGroup; b < (block.group + 1) * kGroup; ++b) {
-        if (b >= call.problem.batch || !is_used(call, b, block.local)) continue;
-        const int digits = call.parts[b * call.wave + block.local].digits;
-        block.planes = digits > block.planes ? digits : block.planes;
+    DIFFGEN_UNROLL_ALL
+    for (int n = 0; n < kDensePieces<Digits>; ++n) {
+        const int i = n * kDenseThreads + thread_index();
+        const int64_t b = block.group * kGroup + i / 4 % kGroup;
+        block.weights[n] = nullptr;
+        if (b >= call.problem.batch) continue;
+        const int64_t pair = b * call.wave + block.local;
+        if (call.weighed[pair].digits == 0) continue;
+        const int64_t plane = pair * kWeightDigits + i / 4 / kGroup;
+        block.weights[n] = call.weights + plane * kSegmentRows + i % 4 * 16;
     }
-    if (block.planes == 0) return;
     Cursor cursors[2];
     DIFFGEN_UNROLL_ALL
     for (int side = 0; side < 2; ++side) {
         const int64_t b = block.group * kGroup + lane_index() / 4 + 8 * side;
+        cursors[side] = {{}, nullptr, 0};
+        if (b >= call.problem.batch) continue;
         const int64_t pair = b * call.wave + block.local;
-        const bool used = b < call.problem.batch && is_used(call, b, block.local);
-        cursors[side] = {call.units + pair * call.tiles, used ? call.parts[pair].units : 0};
+        if (call.weighed[pair].digits == 0) continue;
+        cursors[side] = {{}, call.units + pair * call.tiles, call.parts[pair].units + 1};
+        cursors[side].advance();
     }
     SharedMemory shared;
-    const Shared<uint8_t> memory = shared.take<uint8_t>(kDenseShared);
+    const Shared<uint8_t> memory = shared.take<uint8_t>(kDenseShared<Digits>);
     const int64_t steps = (block.count + kDenseStep - 1) / kDenseStep;
     DIFFGEN_UNROLL_ALL
     for (int stage = 0; stage < kDenseStages - 1; ++stage) {
-        if (stage < steps) fill_dense<Aligned>(call, block, memory, stage, stage);
+        if (stage < steps) fill_dense<Aligned, Digits>(call, block, memory, stage, stage);
         commit_copies();
     }
-    DenseSums sums = {};
+    DenseSums<Digits> sums = {};
     double state[2][4][2] = {};
     int stage = 0;
     for (int64_t step = 0; step < steps; ++step) {
@@ -182,22 +208,25 @@ dense_sums(Call call) {
         // The stage that all threads are done with: the one before this.
         const int64_t next = step + kDenseStages - 1;
         const int free = stage == 0 ? kDenseStages - 1 : stage - 1;
-        if (next < steps) fill_dense<Aligned>(call, block, memory, free, next);
+        if (next < steps) fill_dense<Aligned, Digits>(call, block, memory, free, next);
         commit_copies();
         DIFFGEN_UNROLL_ALL
         for (int half = 0; half < 2; ++half) {
-            multiply_dense(memory, stage * kDenseStageBytes, half, block.planes, sums);
+            multiply_dense<Digits>(memory, stage * kDenseStageBytes<Digits>, half, block.planes,
+                                   sums);
             const int32_t end = static_cast<int32_t>(step) * kDenseStep + half * 32 + 32;
-            fold_unit(0, end, cursors[0], sums, state);
-            fold_unit(1, end, cursors[1], sums, state);
+            fold_unit<Digits>(0, end, block.planes, cursors[0], sums, state);
+            fold_unit<Digits>(1, end, block.planes, cursors[1], sums, state);
         }
         stage = stage + 1 == kDenseStages ? 0 : stage + 1;
     }
     DIFFGEN_UNROLL_ALL
     for (int side = 0; side < 2; ++side) {
         const int64_t b = block.group * kGroup + lane_index() / 4 + 8 * side;
-        if (b >= call.problem.batch || !is_used(call, b, block.local)) continue;
-        double* const out = call.means + (b * call.wave + block.local) * features;
+        if (b >= call.problem.batch) continue;
+        const int64_t pair = b * call.wave + block.local;
+        if (call.weighed[pair].digits == 0) continue;
+        double* const out = call.means + pair * features;
         DIFFGEN_UNROLL_ALL
         for (int n = 0; n < 4; ++n) {
             DIFFGEN_UNROLL_ALL

@@ -14,26 +14,6 @@ constexpr int kSparseFeatures = kSparseThreads * kSparseEach;
 constexpr int kSparseAtOnce = 4;  // rows
 // Rows whose products with pairs of digits, under 2^23 each, have sums within 32 bits.
 constexpr int kNarrowRows = 256;
-// Rows of a group of queries in a segment from which on they are summed by matrix products.
-constexpr int kDenseRows = 512;
-
-// Whether the sums over a segment enter a query's result.
-DIFFGEN_DEVICE bool is_used(const Call& call, int64_t b, int64_t local) {
-    return local >= call.resumes[b] && call.joints[b * call.wave + local].fresh != 0.0;
-}
-
-// Whether the sums of a group of queries over a segment are formed by matrix products. Their
-// steps are of 32 rows.
-DIFFGEN_DEVICE bool is_by_products(const Call& call, int64_t group, int64_t local) {
-    if (call.tile < 32 || call.dense == 0) return false;
-    if (call.dense == 1) return true;
-    int32_t listed = 0;
-    for (int64_t b = group * kGroup; b < (group + 1) * kGroup && b < call.problem.batch; ++b) {
-        if (is_used(call, b, local)) listed += call.parts[b * call.wave + local].listed;
-    }
-    return listed >= kDenseRows;
-}
-
 // The state of a mean after a unit whose sum is `whole`.
 DIFFGEN_DEVICE double folded(double state, int64_t whole, double old, double fresh) {
     return state * old + static_cast<double>(whole) * fresh;
@@ -65,8 +45,8 @@ sparse_sums(Call call) {
     const int64_t blocks = (features + kSparseFeatures - 1) / kSparseFeatures;
     const Pair pair = pair_of(call, block_index() / blocks);
     const int64_t k = block_index() % blocks * kSparseFeatures + thread_index() * kSparseEach;
-    if (k >= features || !is_used(call, pair.b, pair.local)) return;
-    if (is_by_products(call, pair.b / kGroup, pair.local)) return;
+    if (k >= features || call.weighed[pair.at(call)].digits == 0) return;
+    if (call.courses[pair.b / kGroup * call.wave + pair.local] != 0) return;
     const UnitRecord* const records = call.units + pair.at(call) * call.tiles;
     const uint16_t* const list = call.lists + pair.at(call) * kSegmentRows;
     const int8_t* const digits = call.weights + pair.at(call) * (kWeightDigits * kSegmentRows);

@@ -172,6 +172,8 @@ void set(Settings& settings, const std::string& option, int64_t value) {
         plan.few = static_cast<int>(value);
     } else if (option == "dense") {
         plan.dense = static_cast<int>(value);
+    } else if (option == "rest") {
+        plan.rest = static_cast<int>(value);
     } else if (option == "masked") {
         plan.always_masked = value != 0;
     } else {
