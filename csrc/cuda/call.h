@@ -76,6 +76,8 @@ struct Call {
     int32_t tile_shift;  // their binary logarithm
     int32_t tiles;       // of a segment, at most
     bool for_nearest;    // this pass looks for nearest rows
+    bool few;            // products by the kernel for few queries
+    bool few_for_rest;   // the same, of the digits that did not screen
     bool for_rest;       // these products are of the digits that did not screen
     int32_t planes;      // that screen; 0 to choose
     int32_t dense;       // as in Plan, as is `rest`

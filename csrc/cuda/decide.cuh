@@ -9,41 +9,31 @@ namespace diffgen::cuda {
 
 namespace {
 
-// How many of a chunk's rows have something, by the lanes that have them.
-DIFFGEN_DEVICE void put_count(const Call& call, const DecideRoom& room, int r, bool has) {
-    const int shift = chunk_shift(call);
-    const uint32_t mask = ballot(has);
-    if (!is_first_of_chunk(call)) return;
-    const uint32_t chunk = shift == 5 ? ~0u : (1u << (1 << shift)) - 1;
-    room.chunk_count[r >> shift] = count_bits(mask >> lane_index() & chunk);
-}
-
 // The best logit of each tile, and how many rows are within the cut of it.
 DIFFGEN_DEVICE void count_tiles(const Call& call, const QueryState& state, const Pair& pair,
-                                const DecideRoom& room) {
-    const int each = chunks_each(call);
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        put_chunk(call, room.best, r, room.logits[r]);
-    }
+                                const DecideRoom& room, const OwnRows& logits) {
+    double best = -INFINITY;
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) best = larger(best, logits[i]);
+    put_largest(call, room.best, best);
     sync_threads();
     if (thread_index() < tiles_of(call, pair)) gather_tile(call, room.best, thread_index());
     sync_threads();
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        bool kept = false;
-        if (r < pair.count) {
-            kept = room.logits[r] >= room.best.tiles[r >> call.tile_shift] - state.query.cut;
-        }
-        put_count(call, room, r, kept);
+    int32_t kept = 0;
+    if (own_row() < pair.count) {
+        const double least = room.best.tiles[own_tile(call)] - state.query.cut;
+        DIFFGEN_UNROLL_ALL
+        for (int i = 0; i < kEach; ++i) kept += own_row(i) < pair.count && logits[i] >= least;
     }
+    put_sum(call, room.chunk_count, kept);
     sync_threads();
     if (thread_index() < tiles_of(call, pair)) {
-        int32_t kept = 0;
+        const int each = chunks_each(call);
+        int32_t rows = 0;
         for (int c = thread_index() * each; c < (thread_index() + 1) * each; ++c) {
-            kept += room.chunk_count[c];
+            rows += room.chunk_count[c];
         }
-        room.tile_kept[thread_index()] = kept;
+        room.tile_kept[thread_index()] = rows;
     }
     sync_threads();
 }
@@ -81,8 +71,9 @@ DIFFGEN_DEVICE void group_tiles(const Call& call, const QueryState& state, const
     room.unit_total[0] = units;
 }
 
-DIFFGEN_DEVICE int unit_of_row(const Call& call, const Pair& pair, const DecideRoom& room, int r) {
-    return r < pair.count ? static_cast<int>(room.tile_unit[r >> call.tile_shift]) : -1;
+// The unit of a thread's rows, -1 for none.
+DIFFGEN_DEVICE int own_unit(const Call& call, const Pair& pair, const DecideRoom& room) {
+    return own_row() < pair.count ? static_cast<int>(room.tile_unit[own_tile(call)]) : -1;
 }
 
 // Sums over the rows of a unit, by one thread, of what the chunks hold: nothing where a tile
@@ -97,26 +88,23 @@ DIFFGEN_DEVICE T gather_unit(const Call& call, const DecideRoom& room, Shared<T>
     return total;
 }
 
-// Weights of this thread's rows, and each unit's mass, count and digits.
+// Weights of a thread's rows, and each unit's mass, count and digits.
 DIFFGEN_DEVICE void weigh_rows(const Call& call, const QueryState& state, const Pair& pair,
-                               const DecideRoom& room) {
-    const int size = 1 << chunk_shift(call);
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        const int unit = unit_of_row(call, pair, room, r);
-        double weight = 0.0;
-        bool counts = false;
-        if (unit >= 0) {
-            const double best = room.unit_best[unit];
-            const double logit = room.logits[r];
-            counts = logit >= best - state.query.cut;
-            if (counts) weight = fixed_exp(logit - best);
-        }
-        const int64_t mass = sum_of(fixed_round(weight * kMassUnit), size);
-        room.values[r] = weight;
-        put_count(call, room, r, counts);
-        if (is_first_of_chunk(call)) room.chunk_whole[r >> chunk_shift(call)] = mass;
+                               const DecideRoom& room, const OwnRows& logits, OwnRows& weights) {
+    const int own = own_unit(call, pair, room);
+    const double best = own >= 0 ? room.unit_best[own] : 0.0;
+    int32_t counts = 0;
+    int64_t own_mass = 0;
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) {
+        weights[i] = 0.0;
+        if (own < 0 || own_row(i) >= pair.count || !(logits[i] >= best - state.query.cut)) continue;
+        ++counts;
+        weights[i] = fixed_exp(logits[i] - best);
+        own_mass += fixed_round(weights[i] * kMassUnit);
     }
+    put_sum(call, room.chunk_whole, own_mass);
+    put_sum(call, room.chunk_count, counts);
     sync_threads();
     if (thread_index() < room.unit_total[0]) {
         const int unit = thread_index();
@@ -130,41 +118,47 @@ DIFFGEN_DEVICE void weigh_rows(const Call& call, const QueryState& state, const 
 }
 
 // The weights as integers: their digits, their sums and the rows where they are not zero.
-DIFFGEN_DEVICE void write_weights(const Call& call, const Pair& pair, const DecideRoom& room) {
-    const int size = 1 << chunk_shift(call);
-    int8_t* const out = call.weights + pair.at(call) * (kWeightDigits * kSegmentRows);
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        const int unit = unit_of_row(call, pair, room, r);
-        int64_t z = 0;
-        if (unit >= 0) {
-            z = fixed_round(room.values[r] * ldexp(kTopDigit, 8 * (room.unit_digits[unit] - 1)));
-        }
-        const uint32_t mask = ballot(z != 0);
-        if (lane_index() == 0) room.masks[r / 32] = mask;
-        const int64_t whole = sum_of(z, size);
-        if (is_first_of_chunk(call)) room.chunk_whole[r >> chunk_shift(call)] = whole;
+DIFFGEN_DEVICE void write_weights(const Call& call, const Pair& pair, const DecideRoom& room,
+                                  const OwnRows& weights) {
+    const int own = own_unit(call, pair, room);
+    const double unit_size = own >= 0 ? ldexp(kTopDigit, 8 * (room.unit_digits[own] - 1)) : 0.0;
+    uint32_t digits[kWeightDigits] = {};  // of a thread's rows, a byte each
+    uint32_t weighs = 0;
+    int64_t whole = 0;
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) {
+        int64_t z = own >= 0 ? fixed_round(weights[i] * unit_size) : 0;
+        weighs |= static_cast<uint32_t>(z != 0) << i;
+        whole += z;
         DIFFGEN_UNROLL_ALL
-        for (int j = 0; j < kWeightDigits; ++j) out[j * kSegmentRows + r] = take_digit(z);
+        for (int j = 0; j < kWeightDigits; ++j) {
+            digits[j] |= static_cast<uint32_t>(static_cast<uint8_t>(take_digit(z))) << 8 * i;
+        }
     }
+    int8_t* const out = call.weights + pair.at(call) * (kWeightDigits * kSegmentRows) + own_row();
+    DIFFGEN_UNROLL_ALL
+    for (int j = 0; j < kWeightDigits; ++j) {
+        *reinterpret_cast<uint32_t*>(out + j * kSegmentRows) = digits[j];
+    }
+    put_sum(call, room.chunk_whole, whole);
+    put_sum(call, room.chunk_count, static_cast<int32_t>(count_bits(weighs)));
+    // Rows of the lanes before this one.
+    int place = 0;
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) {
+        place += count_bits(ballot(weighs >> i & 1) & ((1u << lane_index()) - 1));
+    }
+    if (lane_index() == 31) room.warp_counts[warp_index()] = place + count_bits(weighs);
     sync_threads();
     if (thread_index() < room.unit_total[0]) {
         room.unit_whole[thread_index()] = gather_unit(call, room, room.chunk_whole, thread_index());
     }
-    if (thread_index() < kWords) {
-        int place = 0;
-        DIFFGEN_ROLLED
-        for (int w = 0; w < thread_index(); ++w) place += count_bits(room.masks[w]);
-        room.places[thread_index()] = place;
-    }
-    sync_threads();
+    for (int w = 0; w < warp_index(); ++w) place += room.warp_counts[w];
     uint16_t* const list = call.lists + pair.at(call) * kSegmentRows;
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        const uint32_t mask = room.masks[r / 32];
-        if ((mask >> lane_index() & 1) == 0) continue;
-        const int place = room.places[r / 32] + count_bits(mask & ((1u << lane_index()) - 1));
-        list[place] = static_cast<uint16_t>(r);
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) {
+        if ((weighs >> i & 1) == 0) continue;
+        list[place++] = static_cast<uint16_t>(own_row(i));
     }
     sync_threads();
 }
@@ -175,7 +169,7 @@ DIFFGEN_DEVICE Part merge_units(const Call& call, const QueryState& state, const
     const Query& query = state.query;
     UnitRecord* const records = call.units + pair.at(call) * call.tiles;
     Part part;
-    int word = 0;
+    int chunk = 0;
     for (int unit = 0; unit < room.unit_total[0]; ++unit) {
         const double best = room.unit_best[unit];
         const double square = room.unit_square[unit];
@@ -186,23 +180,18 @@ DIFFGEN_DEVICE Part merge_units(const Call& call, const QueryState& state, const
         sums.quantised = static_cast<double>(static_cast<int64_t>(room.unit_whole[unit])) * step;
         sums.mass = static_cast<double>(static_cast<int64_t>(room.unit_mass[unit])) / kMassUnit;
         join(part.state, sums, best, square, factors);
-        const int end = (room.unit_last[unit] + 1) * call.tile;
-        for (; word < end / 32; ++word) part.listed += count_bits(room.masks[word]);
-        // Tiles of less than 32 rows may end within a word.
-        const uint32_t head = end % 32 ? (1u << end % 32) - 1 : 0;
-        const int rest = head ? count_bits(room.masks[word] & head) : 0;
+        const int end = (room.unit_last[unit] + 1) << call.tile_shift;
+        for (; chunk < end >> chunk_shift(call); ++chunk) part.listed += room.chunk_count[chunk];
         const int rows = static_cast<int>((pair.count + 31) / 32 * 32);
-        records[unit] = {factors.old, factors.fresh * step, end < rows ? end : rows,
-                         part.listed + rest};
+        records[unit] = {factors.old, factors.fresh * step, end < rows ? end : rows, part.listed};
         part.digits = digits > part.digits ? digits : part.digits;
-        if (unit + 1 == room.unit_total[0]) part.listed += rest;
     }
     part.units = room.unit_total[0];
     return part;
 }
 
 template <bool Aligned>
-DIFFGEN_KERNEL(kDecideThreads, 2)
+DIFFGEN_KERNEL(kTileThreads, 4)
 decide_segments(Call call) {
     const Pair pair = pair_of(call, block_index());
     const QueryState& state = call.queries[pair.b];
@@ -211,20 +200,21 @@ decide_segments(Call call) {
         return;
     }
     const DecideRoom room = decide_room(call);
+    OwnRows logits;
     if (state.query.sigma_is_zero) {
-        decide_nearest(call, state, pair, room);
+        decide_nearest(call, state, pair, room, logits);
     } else if (is_screened(state)) {
-        decide_left<Aligned>(call, state, pair, room);
+        decide_left<Aligned>(call, state, pair, room, logits);
     } else {
-        decide_by_products(call, state, pair, room,
-                           [&](int r) { return is_eligible(call, state, pair, r); });
+        decide_by_products(call, state, pair, logits,
+                           [&](int i) { return is_eligible(call, state, pair, own_row(i)); });
     }
-    sync_threads();
-    count_tiles(call, state, pair, room);
+    count_tiles(call, state, pair, room, logits);
     if (thread_index() == 0) group_tiles(call, state, pair, room);
     sync_threads();
-    weigh_rows(call, state, pair, room);
-    write_weights(call, pair, room);
+    OwnRows weights;
+    weigh_rows(call, state, pair, room, logits, weights);
+    write_weights(call, pair, room, weights);
     if (thread_index() == 0) call.parts[pair.at(call)] = merge_units(call, state, pair, room);
 }
 

@@ -8,20 +8,19 @@ namespace diffgen::cuda {
 
 namespace {
 
-constexpr int kDecideThreads = 256;
-constexpr int kDecideWarps = kDecideThreads / 32;
+// A number for each of a thread's rows.
+using OwnRows = double[kEach];
 
 // Shared memory of a block that decides.
 struct DecideRoom {
-    Shared<double> logits;        // (kSegmentRows,) -inf for rows that do not matter
-    Shared<double> values;        // (kSegmentRows,) of the thread that has the row
+    Shared<double> logits;        // (kSegmentRows,) of rows that warps decide, -inf for others
     TileRoom best;                // of the logits
     TileRoom near;                // at sigma = 0: less squared distances
     Shared<double> squares;       // (tiles,) at sigma = 0: to the nearest row up to this tile
     Shared<int64_t> chunk_whole;  // (chunks,)
     Shared<int32_t> chunk_count;  // (chunks,)
     Shared<uint32_t> masks;       // (kWords,) rows
-    Shared<int32_t> places;       // (kWords,) rows in the masks before each
+    Shared<int32_t> warp_counts;  // (kTileWarps,)
     Shared<int32_t> tile_kept;    // (tiles,)
     Shared<int32_t> tile_unit;    // (tiles,) the unit that its rows are of, -1 for none
     Shared<double> unit_best;     // (tiles,) as are those that follow
@@ -38,7 +37,7 @@ struct DecideRoom {
 inline int64_t decide_bytes(int tile) {
     const int64_t chunks = chunks_of(tile);
     const int64_t tiles = kSegmentRows / tile;
-    return 16 * kSegmentRows + 28 * chunks + 76 * tiles + 8 * kWords + 21 * 16;
+    return 8 * kSegmentRows + 28 * chunks + 76 * tiles + 4 * kWords + 4 * kTileWarps + 20 * 16;
 }
 
 DIFFGEN_DEVICE DecideRoom decide_room(const Call& call) {
@@ -47,14 +46,13 @@ DIFFGEN_DEVICE DecideRoom decide_room(const Call& call) {
     SharedMemory memory;
     // The members in their order.
     return {memory.take<double>(kSegmentRows),
-            memory.take<double>(kSegmentRows),
             {memory.take<double>(chunks), memory.take<double>(tiles)},
             {memory.take<double>(chunks), memory.take<double>(tiles)},
             memory.take<double>(tiles),
             memory.take<int64_t>(chunks),
             memory.take<int32_t>(chunks),
             memory.take<uint32_t>(kWords),
-            memory.take<int32_t>(kWords),
+            memory.take<int32_t>(kTileWarps),
             memory.take<int32_t>(tiles),
             memory.take<int32_t>(tiles),
             memory.take<double>(tiles),
@@ -75,27 +73,42 @@ DIFFGEN_DEVICE void for_masked_rows(const DecideRoom& room, Each each) {
     for (int word = 0; word < kWords; ++word) {
         DIFFGEN_ROLLED
         for (uint32_t mask = room.masks[word]; mask != 0; mask &= mask - 1) {
-            if (turn++ % kDecideWarps == warp_index()) {
+            if (turn++ % kTileWarps == warp_index()) {
                 each(word * 32 + count_bits((mask & (0u - mask)) - 1));
             }
         }
     }
 }
 
-// Logits of rows by products of all digits.
+// Calls each(r) with the rows of the masks, which are there, and takes a thread's own.
+template <typename Each>
+DIFFGEN_DEVICE void decide_by_warps(const DecideRoom& room, OwnRows& logits, Each each) {
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) room.logits[own_row(i)] = -INFINITY;
+    sync_threads();
+    for_masked_rows(room, [&](int r) {
+        const double logit = each(r);
+        if (lane_index() == 0) room.logits[r] = logit;
+    });
+    sync_threads();
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) logits[i] = room.logits[own_row(i)];
+}
+
+// Logits of the rows that are asked for, by products of all digits.
 template <typename Asked>
 DIFFGEN_DEVICE void decide_by_products(const Call& call, const QueryState& state, const Pair& pair,
-                                       const DecideRoom& room, Asked asked) {
+                                       OwnRows& logits, Asked asked) {
     const Query& query = state.query;
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        double logit = -INFINITY;
-        if (asked(r)) {
-            const int64_t id = row_id(call, pair.begin + r);
-            logit = logit_of(product_of(call, pair, query.digits, r), call.problem.norms[id],
-                             log_weight_of(call, id), 0, query.norm_factor, query.product_factor);
-        }
-        room.logits[r] = logit;
+    int64_t products[kEach] = {};
+    if (own_row() < pair.count) own_products(call, pair, query.digits, products);
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) {
+        logits[i] = -INFINITY;
+        if (!asked(i)) continue;
+        const int64_t id = row_id(call, pair.begin + own_row(i));
+        logits[i] = logit_of(products[i], call.problem.norms[id], log_weight_of(call, id), 0,
+                             query.norm_factor, query.product_factor);
     }
 }
 
@@ -146,89 +159,87 @@ DIFFGEN_DEVICE double exact_logit(const Call& call, const QueryState& state, con
 // Logits of the rows that the screen leaves.
 template <bool Aligned>
 DIFFGEN_DEVICE void decide_left(const Call& call, const QueryState& state, const Pair& pair,
-                                const DecideRoom& room) {
+                                const DecideRoom& room, OwnRows& logits) {
     const uint32_t* const left = call.left + pair.at(call) * kWords;
     if (call.completed[pair.at(call)]) {
-        decide_by_products(call, state, pair, room,
-                           [&](int r) { return (left[r / 32] >> (r & 31) & 1) != 0; });
+        const uint32_t own = left[own_row() / 32] >> own_row() % 32;
+        decide_by_products(call, state, pair, logits, [=](int i) { return (own >> i & 1) != 0; });
         return;
     }
     if (thread_index() < kWords) room.masks[thread_index()] = left[thread_index()];
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) room.logits[r] = -INFINITY;
-    sync_threads();
-    for_masked_rows(room, [&](int r) {
-        const double logit = exact_logit<Aligned>(call, state, pair, r);
-        if (lane_index() == 0) room.logits[r] = logit;
-    });
+    decide_by_warps(room, logits,
+                    [&](int r) { return exact_logit<Aligned>(call, state, pair, r); });
+}
+
+// The bits of a thread's rows as parts of words.
+DIFFGEN_DEVICE void put_masks(const DecideRoom& room, uint32_t own) {
+    own <<= own_row() % 32;
+    for (int mask = 32 / kEach / 2; mask > 0; mask /= 2) own |= shuffle_xor(own, mask);
+    if (own_row() % 32 == 0) room.masks[own_row() / 32] = own;
 }
 
 // At sigma = 0: the logarithms of the weights of a tile's nearest rows, and the tiles' squares.
 DIFFGEN_DEVICE void decide_nearest(const Call& call, const QueryState& state, const Pair& pair,
-                                   const DecideRoom& room) {
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        double least = -INFINITY;
-        double near = INFINITY;
-        if (is_eligible(call, state, pair, r)) {
-            const int64_t id = row_id(call, pair.begin + r);
-            if (log_weight_of(call, id) != -INFINITY) {
-                const Bound bound = bound_of(state.terms, product_of(call, pair, state.planes, r),
-                                             call.problem.norms[id]);
-                near = bound.near;
-                least = -far_square(state.terms, bound.distance);
-            }
-        }
-        put_chunk(call, room.best, r, least);
-        room.values[r] = near;
-        room.logits[r] = -INFINITY;  // less the distance, until it is known
+                                   const DecideRoom& room, OwnRows& logits) {
+    OwnRows near;
+    double least = -INFINITY;
+    int64_t products[kEach] = {};
+    if (own_row() < pair.count) own_products(call, pair, state.planes, products);
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) {
+        near[i] = INFINITY;
+        if (!is_eligible(call, state, pair, own_row(i))) continue;
+        const int64_t id = row_id(call, pair.begin + own_row(i));
+        if (log_weight_of(call, id) == -INFINITY) continue;
+        const Bound bound = bound_of(state.terms, products[i], call.problem.norms[id]);
+        near[i] = bound.near;
+        least = larger(least, -far_square(state.terms, bound.distance));
     }
+    put_largest(call, room.best, least);
     sync_threads();
     if (thread_index() < tiles_of(call, pair)) gather_tile(call, room.best, thread_index());
     sync_threads();
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        const double near = room.values[r];
-        const bool left =
-            near != INFINITY && !(near > -room.best.tiles[r >> call.tile_shift] * kNearSlack);
-        const uint32_t mask = ballot(left);
-        if (lane_index() == 0) room.masks[r / 32] = mask;
+    uint32_t left = 0;
+    if (own_row() < pair.count) {
+        const double limit = -room.best.tiles[own_tile(call)] * kNearSlack;
+        DIFFGEN_UNROLL_ALL
+        for (int i = 0; i < kEach; ++i) {
+            left |= static_cast<uint32_t>(near[i] != INFINITY && !(near[i] > limit)) << i;
+        }
     }
-    sync_threads();
-    for_masked_rows(room, [&](int r) {
+    put_masks(room, left);
+    // Less the squared distances, until they are known.
+    decide_by_warps(room, logits, [&](int r) {
         const int64_t id = row_id(call, pair.begin + r);
-        double distance = distance_to(row_of(call, id), call.x + pair.b * call.problem.features,
-                                      state.point.row_scale, call.problem.features);
+        const double distance =
+            distance_to(row_of(call, id), call.x + pair.b * call.problem.features,
+                        state.point.row_scale, call.problem.features);
         const double alpha = state.point.alpha;
         const double lengths = state.point.square + alpha * alpha * call.problem.norms[id];
-        if (distance <= kCoincident * lengths) distance = 0.0;
-        if (lane_index() == 0) room.logits[r] = -distance;
+        return distance <= kCoincident * lengths ? -0.0 : -distance;
     });
-    sync_threads();
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        put_chunk(call, room.near, r, room.logits[r]);
-    }
+    double nearest = -INFINITY;
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) nearest = larger(nearest, logits[i]);
+    put_largest(call, room.near, nearest);
     sync_threads();
     if (thread_index() < tiles_of(call, pair)) gather_tile(call, room.near, thread_index());
     sync_threads();
     // Tiles before this one set the limit too.
     if (thread_index() < tiles_of(call, pair)) {
-        double least = INFINITY;
-        for (int t = 0; t <= thread_index(); ++t) {
-            least = smaller(least, -room.near.tiles[t]);
-        }
-        room.squares[thread_index()] = least;
+        double square = INFINITY;
+        for (int t = 0; t <= thread_index(); ++t) square = smaller(square, -room.near.tiles[t]);
+        room.squares[thread_index()] = square;
     }
     sync_threads();
-    DIFFGEN_ROLLED
-    for (int r = thread_index(); r < kSegmentRows; r += kDecideThreads) {
-        const double distance = -room.logits[r];
-        double logit = -INFINITY;
-        if (distance < INFINITY && distance <= room.squares[r >> call.tile_shift] * (1.0 + kTie)) {
-            logit = log_weight_of(call, row_id(call, pair.begin + r));
-        }
-        room.logits[r] = logit;
+    if (own_row() >= pair.count) return;
+    const double limit = room.squares[own_tile(call)] * (1.0 + kTie);
+    DIFFGEN_UNROLL_ALL
+    for (int i = 0; i < kEach; ++i) {
+        const double distance = -logits[i];
+        const bool nearest_of_all = distance < INFINITY && distance <= limit;
+        logits[i] =
+            nearest_of_all ? log_weight_of(call, row_id(call, pair.begin + own_row(i))) : -INFINITY;
     }
 }
 

@@ -13,8 +13,10 @@ namespace diffgen::cuda {
 
 namespace {
 
-// Up to so many queries the rows are read row by row.
-constexpr int64_t kFewQueries = 8;
+// Up to so many queries the rows are read row by row, and up to so many for the digits that are
+// left, of which there are two in general.
+constexpr int64_t kFewQueries = 4;
+constexpr int64_t kFewForRest = 2;
 constexpr int64_t kMostBlocks = 0x7fffffff;
 
 int64_t parts_of(int64_t count, int64_t size) {
@@ -42,18 +44,11 @@ class Launcher {
     const char* error_ = nullptr;
 };
 
-// How the work is done.
-struct Course {
-    Launcher& launcher;
-    bool few;
-};
-
 // Products of the wave's rows with the columns that are listed.
 template <bool Aligned>
-void form_products(Course& course, const Call& call) {
-    Launcher& launcher = course.launcher;
+void form_products(Launcher& launcher, const Call& call) {
     const int64_t columns = kQueryDigits * call.problem.batch;
-    if (course.few) {
+    if (call.few) {
         launcher.run(few_products<Aligned>, call.here * kFewBlocks, kFewThreads, 0, call);
     } else {
         launcher.run(many_products<Aligned>,
@@ -63,27 +58,27 @@ void form_products(Course& course, const Call& call) {
 }
 
 template <bool Aligned>
-void search_wave(Course& course, const Call& call) {
-    form_products<Aligned>(course, call);
+void search_wave(Launcher& launcher, const Call& call) {
+    form_products<Aligned>(launcher, call);
     const int64_t shared = 16 * kNearWarps + 4 * kWords;
-    course.launcher.run(find_nearest, call.problem.batch * call.here, kNearThreads, shared, call);
-    course.launcher.run(keep_nearest, parts_of(call.problem.batch, kPrepareThreads),
-                        kPrepareThreads, 0, call);
+    launcher.run(find_nearest, call.problem.batch * call.here, kNearThreads, shared, call);
+    launcher.run(keep_nearest, parts_of(call.problem.batch, kPrepareThreads), kPrepareThreads, 0,
+                 call);
 }
 
 template <bool Aligned>
-void sum_wave(Course& course, const Call& call) {
-    Launcher& launcher = course.launcher;
+void sum_wave(Launcher& launcher, const Call& call) {
     const int64_t batch = call.problem.batch;
     const int64_t features = call.problem.features;
-    form_products<Aligned>(course, call);
-    launcher.run(screen_segments, batch * call.here, kScreenThreads, screen_bytes(call.tile), call);
-    launcher.run(list_rest, call.here, kListThreads, kListShared, call);
+    form_products<Aligned>(launcher, call);
+    launcher.run(screen_segments, batch * call.here, kTileThreads, screen_bytes(call.tile), call);
     Call rest = call;
     rest.for_rest = true;
-    form_products<Aligned>(course, rest);
-    launcher.run(decide_segments<Aligned>, batch * call.here, kDecideThreads,
-                 decide_bytes(call.tile), call);
+    rest.few = call.few_for_rest;
+    launcher.run(list_rest, call.here, kListThreads, kListShared, rest);
+    form_products<Aligned>(launcher, rest);
+    launcher.run(decide_segments<Aligned>, batch * call.here, kTileThreads, decide_bytes(call.tile),
+                 call);
     launcher.run(chain_parts, batch, kPrepareThreads, kChainShared, call);
     launcher.run(choose_courses, parts_of(groups_of(batch) * call.here, kPrepareThreads),
                  kPrepareThreads, 0, call);
@@ -99,16 +94,16 @@ void sum_wave(Course& course, const Call& call) {
 }
 
 template <bool Aligned>
-void run_waves(Course& course, Call& call) {
+void run_waves(Launcher& launcher, Call& call) {
     for (const bool for_nearest : {true, false}) {
         call.for_nearest = for_nearest;
-        course.launcher.run(list_columns, 1, kListThreads, kListShared, call);
+        launcher.run(list_columns, 1, kListThreads, kListShared, call);
         for (call.first = 0; call.first < call.segments; call.first += call.wave) {
             call.here = std::min(call.wave, call.segments - call.first);
             if (for_nearest) {
-                search_wave<Aligned>(course, call);
+                search_wave<Aligned>(launcher, call);
             } else {
-                sum_wave<Aligned>(course, call);
+                sum_wave<Aligned>(launcher, call);
             }
         }
     }
@@ -135,7 +130,8 @@ void run_batch(const Problem& problem, const MomentsOutput& output, void* scratc
     cut(scratch, wave, call);
     const auto address = reinterpret_cast<uintptr_t>(problem.data);
     const bool aligned = !plan.always_masked && address % 16 == 0 && problem.features % 16 == 0;
-    Course course{launcher, plan.few < 0 ? problem.batch <= kFewQueries : plan.few == 1};
+    call.few = plan.few < 0 ? problem.batch <= kFewQueries : plan.few == 1;
+    call.few_for_rest = plan.few < 0 ? problem.batch <= kFewForRest : plan.few == 1;
     launcher.run(list_segments, parts_of(call.segments + 1, kPrepareThreads), kPrepareThreads, 0,
                  call);
     launcher.run(measure_lengths, kLengthBlocks, kPrepareThreads, 16 * kWarps, call);
@@ -143,9 +139,9 @@ void run_batch(const Problem& problem, const MomentsOutput& output, void* scratc
     launcher.run(prepare_queries, problem.batch, kPrepareThreads,
                  8 * kSplitSums * (chains + 1) + 64 * kWarps, call);
     if (aligned) {
-        run_waves<true>(course, call);
+        run_waves<true>(launcher, call);
     } else {
-        run_waves<false>(course, call);
+        run_waves<false>(launcher, call);
     }
     launcher.run(write_results, problem.batch * parts_of(problem.features, kPrepareThreads),
                  kPrepareThreads, 0, call);

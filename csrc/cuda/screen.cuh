@@ -10,30 +10,30 @@ namespace diffgen::cuda {
 
 namespace {
 
-constexpr int kScreenThreads = 256;
-constexpr int kScreenEach = kSegmentRows / kScreenThreads;
 // Rows left to a query, and to all such queries of a segment, from which on the products with all
 // rows of the segment are formed.
-constexpr int kFewestLeft = 32;
-constexpr int kFewestLeftInAll = 512;
-
-// Whether rows are screened, and decided by products of all digits.
-DIFFGEN_DEVICE bool is_completed(const QueryState& state) {
-    return !state.query.by_differences && state.planes < state.query.digits;
-}
+constexpr int kFewestLeft = 16;
+constexpr int kFewestLeftInAll = 256;
+// The latter where the products are bound by reading the rows.
+constexpr int kFewestLeftToFew = 32;
 
 DIFFGEN_DEVICE bool is_screened(const QueryState& state) {
     return state.query.finite && !state.query.sigma_is_zero &&
            (state.query.by_differences || state.planes < state.query.digits);
 }
 
-// Bytes of shared memory of a block that screens.
+// Whether products of the other digits decide rows that a screen leaves.
+DIFFGEN_DEVICE bool is_completed(const QueryState& state) {
+    return !state.query.by_differences && state.planes < state.query.digits;
+}
+
+// Bytes of shared memory of a block that screens: pieces are multiples of 16.
 inline int64_t screen_bytes(int tile) {
-    return 2 * 8 * (chunks_of(tile) + kSegmentRows / tile) + 4 * kWords + 5 * 16;
+    return 8 * (chunks_of(tile) + kSegmentRows / tile) + 4 * kTileWarps + 3 * 16;
 }
 
 // A block finds the rows of a segment whose upper bound is not under what their tile drops.
-DIFFGEN_KERNEL(kScreenThreads, 4) screen_segments(Call call) {
+DIFFGEN_KERNEL(kTileThreads, 4) screen_segments(Call call) {
     const Pair pair = pair_of(call, block_index());
     const QueryState& state = call.queries[pair.b];
     if (!is_screened(state) || pair.count == 0) {
@@ -41,56 +41,53 @@ DIFFGEN_KERNEL(kScreenThreads, 4) screen_segments(Call call) {
         return;
     }
     SharedMemory memory;
-    const int chunks = chunks_of(call.tile);
-    const TileRoom lowest{memory.take<double>(chunks), memory.take<double>(call.tiles)};
-    const TileRoom likely{memory.take<double>(chunks), memory.take<double>(call.tiles)};
-    const Shared<uint32_t> masks = memory.take<uint32_t>(kWords);
+    const TileRoom lowest{memory.take<double>(chunks_of(call.tile)),
+                          memory.take<double>(call.tiles)};
+    const Shared<int32_t> counts = memory.take<int32_t>(kTileWarps);
     const Query& query = state.query;
-    double upper[kScreenEach];
+    double upper[kEach];  // -inf for rows that cannot count
+    double highest = -INFINITY;
+    int64_t products[kEach] = {};
+    if (own_row() < pair.count) own_products(call, pair, state.planes, products);
     DIFFGEN_UNROLL_ALL
-    for (int i = 0; i < kScreenEach; ++i) {
-        const int r = i * kScreenThreads + thread_index();
-        double seeming = -INFINITY;
-        double lower = -INFINITY;
+    for (int i = 0; i < kEach; ++i) {
         upper[i] = -INFINITY;
-        if (is_eligible(call, state, pair, r)) {
-            const int64_t id = row_id(call, pair.begin + r);
-            const Bound bound = bound_of(state.terms, product_of(call, pair, state.planes, r),
-                                         call.problem.norms[id]);
-            const double base = log_weight_of(call, id) + query.constant;
-            seeming = base - query.kappa * bound.distance;
-            upper[i] = base - query.kappa * bound.near;
-            lower = floor_of(query, state.terms, call.problem.features, seeming,
-                             log_weight_of(call, id))
-                        .lowest;
-        }
-        put_chunk(call, lowest, r, lower);
-        put_chunk(call, likely, r, seeming);
+        if (!is_eligible(call, state, pair, own_row(i))) continue;
+        const int64_t id = row_id(call, pair.begin + own_row(i));
+        const Bound bound = bound_of(state.terms, products[i], call.problem.norms[id]);
+        const double log_weight = log_weight_of(call, id);
+        const double base = log_weight + query.constant;
+        upper[i] = base - query.kappa * bound.near;
+        const double seeming = base - query.kappa * bound.distance;
+        const Floor floor =
+            floor_of(query, state.terms, call.problem.features, seeming, log_weight);
+        highest = larger(highest, floor.lowest);
     }
+    put_largest(call, lowest, highest);
     sync_threads();
-    if (thread_index() < tiles_of(call, pair)) {
-        gather_tile(call, lowest, thread_index());
-        gather_tile(call, likely, thread_index());
-    }
+    if (thread_index() < tiles_of(call, pair)) gather_tile(call, lowest, thread_index());
     sync_threads();
-    DIFFGEN_UNROLL_ALL
-    for (int i = 0; i < kScreenEach; ++i) {
-        const int r = i * kScreenThreads + thread_index();
-        bool left = false;
-        if (is_eligible(call, state, pair, r)) {
-            const int tile = r >> call.tile_shift;
+    uint32_t left = 0;
+    if (own_row() < pair.count) {
+        const double dropped = lowest.tiles[own_tile(call)];
+        DIFFGEN_UNROLL_ALL
+        for (int i = 0; i < kEach; ++i) {
             // Written so that a NaN bound lets the row through.
-            left = likely.tiles[tile] != -INFINITY && !(upper[i] < lowest.tiles[tile]);
+            const bool passes = upper[i] != -INFINITY && !(upper[i] < dropped);
+            left |= static_cast<uint32_t>(passes) << i;
         }
-        const uint32_t mask = ballot(left);
-        if (lane_index() == 0) masks[r / 32] = mask;
     }
+    const int32_t count = sum_of(count_bits(left), 32);
+    if (lane_index() == 0) counts[warp_index()] = count;
+    // Rows of eight lanes are a word.
+    left <<= own_row() % 32;
+    for (int mask = 4; mask > 0; mask /= 2) left |= shuffle_xor(left, mask);
+    if (own_row() % 32 == 0) call.left[pair.at(call) * kWords + own_row() / 32] = left;
     sync_threads();
-    if (warp_index() != 0) return;
-    const uint32_t mask = masks[lane_index()];
-    call.left[pair.at(call) * kWords + lane_index()] = mask;
-    const int32_t count = sum_of(count_bits(mask), 32);
-    if (lane_index() == 0) call.left_count[pair.at(call)] = count;
+    if (thread_index() != 0) return;
+    int32_t total = 0;
+    for (int w = 0; w < kTileWarps; ++w) total += counts[w];
+    call.left_count[pair.at(call)] = total;
 }
 
 // A block lists the columns of the other digits whose products with a segment are formed.
@@ -111,7 +108,8 @@ DIFFGEN_KERNEL(kListThreads, 2) list_rest(Call call) {
     int32_t total = 0;
     for (int w = 0; w < kListThreads / 32; ++w) total += counts[w];
     sync_threads();
-    const bool any = call.rest < 0 ? total >= kFewestLeftInAll : call.rest == 1;
+    const int32_t enough = call.few ? kFewestLeftToFew : kFewestLeftInAll;
+    const bool any = call.rest < 0 ? total >= enough : call.rest == 1;
     for (int64_t b = thread_index(); b < batch; b += kListThreads) {
         const int32_t here = call.left_count[b * call.wave + local];
         call.completed[b * call.wave + local] =
