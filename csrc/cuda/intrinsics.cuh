@@ -131,16 +131,13 @@ DIFFGEN_DEVICE void multiply_add(int32_t (&sums)[4], const uint32_t (&a)[4], uin
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 bytes of global memory into shared memory, zeros where `from` is null; they are there after
-// the wait for their group, for other threads after a barrier that follows it.
-DIFFGEN_DEVICE void copy_async(Shared<uint8_t> to, int at, const void* from) {
-    const uint32_t target = shared_address(to.at(at));
-    if (from) {
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(from)
-                     : "memory");
-    } else {
-        asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(target), "r"(0) : "memory");
-    }
+// 16 bytes of global memory into shared memory, or zeros and nothing is read; they are there after
+// the wait for their group, for other threads after a barrier that follows it. `from` is an address
+// of global memory in either case.
+DIFFGEN_DEVICE void copy_async(Shared<uint8_t> to, int at, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to.at(at))),
+                 "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
 }
 DIFFGEN_DEVICE void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -14,9 +14,10 @@ constexpr int kDenseThreads = 128;
 constexpr int kDenseFeatures = 128;  // of a block: 32 a warp
 constexpr int kDenseStep = 64;       // rows of a stage
 constexpr int kDenseStages = 3;
+constexpr int kDenseRowsAtOnce = kDenseThreads / 8;  // of a copy by all threads
 constexpr int kDenseRowBytes = kDenseStep * kDenseFeatures;
 // Digits that most weights have: sums of no more fit the registers of more threads.
-constexpr int kUsualDigits = 3;
+constexpr int kUsualDigits = kWeightDigits - 2;
 
 template <int Digits>
 constexpr int kDenseStageBytes = kDenseRowBytes + Digits * kGroup * kDenseStep;
@@ -37,41 +38,54 @@ struct DenseBlock {
     int64_t group;
     int64_t local;
     int64_t begin;  // of the segment, among the eligible rows
-    int64_t count;
+    int count;
     int64_t feature;
-    int planes;  // digits of the weights, at most
-    // Of the first step; null where nothing is weighed.
+    int planes;           // digits of the weights, at most
+    const uint8_t* rows;  // the first
+    const uint8_t* own;   // 16 features of the first that a thread brings, if ids are consecutive
+    // Of the first step; what is not weighed is not copied.
     const int8_t* weights[kDensePieces<Digits>];
+    bool weighed[kDensePieces<Digits>];
 };
+
+// No weight has fewer than the usual digits.
+template <int Digits>
+DIFFGEN_DEVICE int digits_of_block(const DenseBlock<Digits>& block) {
+    return Digits > kUsualDigits ? block.planes : Digits;
+}
 
 template <bool Aligned, int Digits>
 DIFFGEN_DEVICE void fill_dense(const Call& call, const DenseBlock<Digits>& block,
-                               Shared<uint8_t> memory, int stage, int64_t step) {
+                               Shared<uint8_t> memory, int stage, int step) {
     const int base = stage * kDenseStageBytes<Digits>;
     const int chunk = thread_index() % 8;
     const int64_t k = block.feature + chunk * 16;
+    const int first = step * kDenseStep + thread_index() / 8;
+    const int64_t stride = call.problem.features * kDenseRowsAtOnce;
+    const uint8_t* from = block.own + step * kDenseStep * call.problem.features;
     DIFFGEN_UNROLL_ALL
-    for (int i = 0; i < kDenseStep * 8 / kDenseThreads; ++i) {
-        const int row = thread_index() / 8 + kDenseThreads / 8 * i;
-        const int64_t r = step * kDenseStep + row;
+    for (int i = 0; i < kDenseStep / kDenseRowsAtOnce; ++i) {
+        const int r = first + kDenseRowsAtOnce * i;
         const bool there = r < block.count && k < call.problem.features;
-        const uint8_t* const from = there ? row_of(call, row_id(call, block.begin + r)) : nullptr;
-        const int at = base + swizzled_row(row, chunk);
+        const int at = base + swizzled_row(thread_index() / 8 + kDenseRowsAtOnce * i, chunk);
+        if (there && call.problem.rows != nullptr) {
+            from = row_of(call, call.problem.rows[block.begin + r]) + k;
+        }
         if constexpr (Aligned) {
-            copy_async(memory, at, there ? from + k : nullptr);
+            copy_async(memory, at, there ? from : block.rows, there);
         } else {
             Words words{};
-            if (there) words = row_words<false>(call, from, k);
+            if (there) words = row_words<false>(call, from - k, k);
             memory.store_words(at, words);
         }
+        from += stride;
     }
     DIFFGEN_UNROLL_ALL
     for (int n = 0; n < kDensePieces<Digits>; ++n) {
         const int i = n * kDenseThreads + thread_index();
-        if (i >= block.planes * kGroup * 4) break;
-        const int8_t* const from = block.weights[n];
+        if (i >= digits_of_block(block) * kGroup * 4) break;
         copy_async(memory, base + kDenseRowBytes + swizzled(i / 4, i % 4),
-                   from ? from + step * kDenseStep : nullptr);
+                   block.weights[n] + step * kDenseStep, block.weighed[n]);
     }
 }
 
@@ -107,24 +121,26 @@ template <int Digits>
 DIFFGEN_DEVICE void multiply_dense(Shared<uint8_t> memory, int base, int half, int planes,
                                    DenseSums<Digits>& sums) {
     const int lane = lane_index();
+    // The place of a row does not depend on more of it than lane % 4: see swizzled_row.
+    const int first =
+        base + swizzled_row(lane % 4 * 4, warp_index() * 2 + lane / 16) + lane / 4 % 4 * 4;
     uint32_t rows[2][4];
     DIFFGEN_UNROLL_ALL
     for (int part = 0; part < 2; ++part) {
         uint32_t words[4];
         DIFFGEN_UNROLL_ALL
         for (int i = 0; i < 4; ++i) {
-            const int row = half * 32 + part * 16 + lane % 4 * 4 + i;
-            const int at = swizzled_row(row, warp_index() * 2 + lane / 16) + lane / 4 % 4 * 4;
-            words[i] = memory.load_word(base + at) ^ kCentre;
+            const int row = half * 32 + part * 16 + i;
+            words[i] = memory.load_word(first + row * kDenseFeatures) ^ kCentre;
         }
         transpose_bytes(words, rows[part]);
     }
+    const int line = base + kDenseRowBytes + swizzled(lane % 16, half * 2 + lane / 16);
     DIFFGEN_UNROLL_ALL
     for (int j = 0; j < Digits; ++j) {
         if (j >= planes) break;
         uint32_t digits[4];
-        const int line = j * kGroup + lane % 16;
-        load_matrices(memory, base + kDenseRowBytes + swizzled(line, half * 2 + lane / 16), digits);
+        load_matrices(memory, line + j * kGroup * kDenseStep, digits);
         DIFFGEN_UNROLL_ALL
         for (int n = 0; n < 4; ++n) multiply_add(sums[j][n], digits, rows[0][n], rows[1][n]);
     }
@@ -132,8 +148,8 @@ DIFFGEN_DEVICE void multiply_dense(Shared<uint8_t> memory, int base, int half, i
 
 // Folds the sums of query g + 8 `side` where its unit ends.
 template <int Digits>
-DIFFGEN_DEVICE void fold_unit(int side, int32_t end, int planes, Cursor& cursor,
-                              DenseSums<Digits>& sums, double (&state)[2][4][2]) {
+DIFFGEN_DEVICE void fold_unit(int side, int32_t end, Cursor& cursor, DenseSums<Digits>& sums,
+                              double (&state)[2][4][2]) {
     if (cursor.left == 0 || cursor.unit.row_end != end) return;
     DIFFGEN_UNROLL_ALL
     for (int n = 0; n < 4; ++n) {
@@ -142,7 +158,6 @@ DIFFGEN_DEVICE void fold_unit(int side, int32_t end, int planes, Cursor& cursor,
             int64_t whole = 0;
             DIFFGEN_UNROLL_ALL
             for (int j = Digits - 1; j >= 0; --j) {
-                if (j >= planes) continue;  // zeros
                 int32_t& sum = sums[j][n][2 * side + p];
                 whole = whole * 256 + sum;
                 sum = 0;
@@ -168,15 +183,20 @@ dense_sums(Call call) {
     block.planes = call.courses[block.group * call.wave + block.local];
     if (block.planes == 0 || (block.planes > kUsualDigits) != (Digits > kUsualDigits)) return;
     block.begin = call.begins[call.first + block.local];
-    block.count = call.begins[call.first + block.local + 1] - block.begin;
+    block.count = static_cast<int>(call.begins[call.first + block.local + 1] - block.begin);
+    block.rows = row_of(call, row_id(call, block.begin));
+    block.own =
+        block.rows + (thread_index() / 8 * features + block.feature + thread_index() % 8 * 16);
     DIFFGEN_UNROLL_ALL
     for (int n = 0; n < kDensePieces<Digits>; ++n) {
         const int i = n * kDenseThreads + thread_index();
         const int64_t b = block.group * kGroup + i / 4 % kGroup;
-        block.weights[n] = nullptr;
+        block.weights[n] = call.weights;
+        block.weighed[n] = false;
         if (b >= call.problem.batch) continue;
         const int64_t pair = b * call.wave + block.local;
         if (call.weighed[pair].digits == 0) continue;
+        block.weighed[n] = true;
         const int64_t plane = pair * kWeightDigits + i / 4 / kGroup;
         block.weights[n] = call.weights + plane * kSegmentRows + i % 4 * 16;
     }
@@ -193,7 +213,7 @@ dense_sums(Call call) {
     }
     SharedMemory shared;
     const Shared<uint8_t> memory = shared.take<uint8_t>(kDenseShared<Digits>);
-    const int64_t steps = (block.count + kDenseStep - 1) / kDenseStep;
+    const int steps = (block.count + kDenseStep - 1) / kDenseStep;
     DIFFGEN_UNROLL_ALL
     for (int stage = 0; stage < kDenseStages - 1; ++stage) {
         if (stage < steps) fill_dense<Aligned, Digits>(call, block, memory, stage, stage);
@@ -202,21 +222,21 @@ dense_sums(Call call) {
     DenseSums<Digits> sums = {};
     double state[2][4][2] = {};
     int stage = 0;
-    for (int64_t step = 0; step < steps; ++step) {
+    for (int step = 0; step < steps; ++step) {
         wait_for_copies<kDenseStages - 2>();
         sync_threads();
         // The stage that all threads are done with: the one before this.
-        const int64_t next = step + kDenseStages - 1;
+        const int next = step + kDenseStages - 1;
         const int free = stage == 0 ? kDenseStages - 1 : stage - 1;
         if (next < steps) fill_dense<Aligned, Digits>(call, block, memory, free, next);
         commit_copies();
         DIFFGEN_UNROLL_ALL
         for (int half = 0; half < 2; ++half) {
-            multiply_dense<Digits>(memory, stage * kDenseStageBytes<Digits>, half, block.planes,
-                                   sums);
-            const int32_t end = static_cast<int32_t>(step) * kDenseStep + half * 32 + 32;
-            fold_unit<Digits>(0, end, block.planes, cursors[0], sums, state);
-            fold_unit<Digits>(1, end, block.planes, cursors[1], sums, state);
+            multiply_dense<Digits>(memory, stage * kDenseStageBytes<Digits>, half,
+                                   digits_of_block(block), sums);
+            const int32_t end = step * kDenseStep + half * 32 + 32;
+            fold_unit<Digits>(0, end, cursors[0], sums, state);
+            fold_unit<Digits>(1, end, cursors[1], sums, state);
         }
         stage = stage + 1 == kDenseStages ? 0 : stage + 1;
     }

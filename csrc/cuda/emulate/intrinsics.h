@@ -209,10 +209,12 @@ inline void multiply_add(int32_t (&sums)[4], const uint32_t (&a)[4], uint32_t b0
     });
 }
 
-// 16 bytes of global memory into shared memory, zeros where `from` is null; they are there after
-// the wait for their group, for other threads after a barrier that follows it.
-inline void copy_async(Shared<uint8_t> to, int at, const void* from) {
-    block().copy(to.at(at), from);
+// 16 bytes of global memory into shared memory, or zeros and nothing is read; they are there after
+// the wait for their group, for other threads after a barrier that follows it. `from` is an address
+// of global memory in either case.
+inline void copy_async(Shared<uint8_t> to, int at, const void* from, bool there) {
+    if (from == nullptr) block().fail("a copy from nowhere");
+    block().copy(to.at(at), there ? from : nullptr);
 }
 inline void commit_copies() {
     block().commit();
