@@ -84,7 +84,8 @@ void sum_wave(Launcher& launcher, const Call& call) {
                  kPrepareThreads, 0, call);
     launcher.run(sparse_sums<Aligned>, batch * call.here * parts_of(features, kSparseFeatures),
                  kSparseThreads, 0, call);
-    const int64_t blocks = groups_of(batch) * call.here * parts_of(features, kDenseFeatures);
+    const int64_t blocks =
+        parts_of(groups_of(batch), kDenseGroups) * call.here * parts_of(features, kDenseFeatures);
     launcher.run(dense_sums<Aligned, kUsualDigits>, blocks, kDenseThreads,
                  kDenseShared<kUsualDigits>, call);
     launcher.run(dense_sums<Aligned, kWeightDigits>, blocks, kDenseThreads,

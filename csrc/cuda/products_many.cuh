@@ -21,12 +21,9 @@ constexpr int kManyBlocks = kSegmentRows / kManyRows;  // of a segment
 constexpr int kRowPieces = kManyRows * 4 / kManyThreads;
 constexpr int kColumnPieces = kManyColumns * 4 / kManyThreads;
 
-// Past the last row or column it is the first one's, which is not copied.
 struct Sources {
-    const uint8_t* rows[kRowPieces];
-    const int8_t* columns[kColumnPieces];
-    bool row_there[kRowPieces];
-    bool column_there[kColumnPieces];
+    const uint8_t* rows[kRowPieces];       // null past the last one
+    const int8_t* columns[kColumnPieces];  // the same
 };
 
 DIFFGEN_DEVICE int64_t column_blocks(const Call& call) {
@@ -42,9 +39,9 @@ DIFFGEN_DEVICE void fill_stage(const Call& call, const Sources& sources, Shared<
     DIFFGEN_UNROLL_ALL
     for (int i = 0; i < kRowPieces; ++i) {
         const int at = base + swizzled(thread_index() / 4 + kManyThreads / 4 * i, chunk);
-        const bool there = sources.row_there[i] && k < call.problem.features;
+        const bool there = sources.rows[i] != nullptr && k < call.problem.features;
         if constexpr (Aligned) {
-            copy_async(memory, at, there ? sources.rows[i] + k : sources.rows[0], there);
+            copy_async(memory, at, there ? sources.rows[i] + k : call.problem.data, there);
         } else {
             Words words{};
             if (there) words = row_words<false>(call, sources.rows[i], k);
@@ -55,7 +52,8 @@ DIFFGEN_DEVICE void fill_stage(const Call& call, const Sources& sources, Shared<
     for (int i = 0; i < kColumnPieces; ++i) {
         const int column = thread_index() / 4 + kManyThreads / 4 * i;
         const int at = base + kManyRows * kManyStep + swizzled(column, chunk);
-        copy_async(memory, at, sources.columns[i] + k, sources.column_there[i]);
+        const bool there = sources.columns[i] != nullptr;
+        copy_async(memory, at, there ? sources.columns[i] + k : call.digits, there);
     }
 }
 
@@ -106,14 +104,12 @@ many_products(Call call) {
     DIFFGEN_UNROLL_ALL
     for (int i = 0; i < kRowPieces; ++i) {
         const int64_t r = first_row + thread_index() / 4 + kManyThreads / 4 * i;
-        sources.row_there[i] = r < count;
-        sources.rows[i] = row_of(call, row_id(call, begin + (r < count ? r : first_row)));
+        sources.rows[i] = r < count ? row_of(call, row_id(call, begin + r)) : nullptr;
     }
     DIFFGEN_UNROLL_ALL
     for (int i = 0; i < kColumnPieces; ++i) {
         const int32_t c = first_column + thread_index() / 4 + kManyThreads / 4 * i;
-        sources.column_there[i] = c < columns;
-        sources.columns[i] = digits_of(call, listed.list[c < columns ? c : first_column]);
+        sources.columns[i] = c < columns ? digits_of(call, listed.list[c]) : nullptr;
     }
     SharedMemory shared;
     const Shared<uint8_t> memory = shared.take<uint8_t>(kManyShared);
