@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,3 +92,8 @@ def product_arguments(
     v = torch.rand(*mean.shape, generator=rng, dtype=torch.float64)
     radii = torch.rand(batch, generator=rng, dtype=torch.float64) if radial else None
     return (*asked[:12], mean, logsumexp, v, radii, backend, True)
+
+
+def all_apart(outputs: Sequence[Tensor]) -> bool:
+    """Whether no two tensors have one storage, which outputs of an op may not have, even empty."""
+    return len({output.untyped_storage()._cdata for output in outputs}) == len(outputs)

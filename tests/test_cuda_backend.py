@@ -17,7 +17,7 @@ from typing import Any
 import problems
 import pytest
 import torch
-from op_cases import arguments, view_of
+from op_cases import all_apart, arguments, view_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -257,6 +257,14 @@ def test_problem_is_handed_over_whole(
     for one, other in zip(got, expected, strict=True):
         assert one.dtype == other.dtype and one.shape == other.shape
         assert one.contiguous().numpy().tobytes() == other.numpy().tobytes()
+
+
+@needs_core
+@pytest.mark.parametrize("name", ["mixed_sigma", "no_query"])
+def test_no_two_outputs_share_a_storage(stand_in: StandIn, name: str) -> None:
+    problem = problems.PROBLEMS[name](0, torch.uint8, torch.float32)
+    for dtype in (torch.float32, torch.float64):
+        assert all_apart(cuda.moments(problem, False, 0, dtype))
 
 
 def test_no_query_needs_no_kernel(stand_in: StandIn) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import cpu_backends
 import pytest
 import torch
-from op_cases import arguments, product_arguments, view_of
+from op_cases import all_apart, arguments, product_arguments, view_of
 from torch import Tensor
 
 import diffgen.compiled  # noqa: F401  (derivatives in graphs, which opcheck looks at)
@@ -54,6 +54,27 @@ def test_covariance_product_passes_opcheck(backend: str, radial: bool) -> None:
     view = view_of(7, 5, labels=LABELS)
     asked = product_arguments(view, batch=3, backend=backend, classes=True, radial=radial)
     torch.library.opcheck(ops.COVARIANCE_PRODUCT, asked)
+
+
+def test_outputs_that_share_a_storage_are_seen() -> None:
+    empty = torch.empty(3, 0)
+    assert all_apart((empty, torch.empty(3, 0)))
+    assert not all_apart((empty, empty)) and not all_apart((empty, empty.detach()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("batch", [0, 1, 4])
+@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize(("functionals", "top_k"), [(False, 0), (True, 0), (False, 2), (True, 2)])
+def test_no_two_outputs_share_a_storage(
+    backend: str, batch: int, classes: bool, functionals: bool, top_k: int
+) -> None:
+    view = view_of(7, 5, labels=LABELS)
+    asked = {"batch": batch, "backend": backend, "classes": classes}
+    for dtype in (torch.float32, torch.float64):
+        made = arguments(view, **asked, functionals=functionals, top_k=top_k, mean_dtype=dtype)
+        assert all_apart(ops.MOMENTS(*made))
+    assert all_apart(ops.COVARIANCE_PRODUCT(*product_arguments(view, **asked)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -142,8 +142,10 @@ def moments(problem: Problem, functionals: bool, top_k: int, mean_dtype: torch.d
     batch = query.shape[0]
     mean = torch.empty(query.shape, dtype=mean_dtype, device=query.device)
     logsumexp = torch.empty((batch,), dtype=torch.float64, device=query.device)
-    fields = logsumexp.new_empty((batch, 0))
-    outputs = mean, logsumexp, fields, fields.to(torch.int64), fields
+    # Three tensors: an op may not return one as two of its outputs.
+    fields, distances = (logsumexp.new_empty((batch, 0)) for _ in range(2))
+    indices = torch.empty((batch, 0), dtype=torch.int64, device=query.device)
+    outputs = mean, logsumexp, fields, indices, distances
     if batch == 0:
         return outputs
     if problem.check_values:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import problems
 import pytest
 import torch
+from op_cases import all_apart
+from placing import placed
 
 from diffgen import EmpiricalDenoiser, TrainingSet
 from diffgen.backends import registry
+from diffgen.backends.triton import driver
 
 # Where there is a device; the interpreter has a backend of its own name.
 ON_DEVICE = pytest.mark.only("ttsem", "gpu")
@@ -53,6 +57,16 @@ def test_interpreted_backend_is_taken_by_name_alone() -> None:
     got = EmpiricalDenoiser(training_set, backend="triton:interpreted")(noisy(), 1.0)
     assert torch.equal(got, want)
     assert registry.get("triton:interpreted") not in registry._RANKED
+
+
+@pytest.mark.parametrize(("functionals", "top_k"), [(False, 0), (True, 2)])
+def test_no_two_outputs_share_a_storage(
+    functionals: bool, top_k: int, device: torch.device
+) -> None:
+    flat = images().flatten(1)
+    for data in (flat, flat.float()):
+        problem = placed(problems.from_stored(data, noisy().flatten(1), 1.0, torch.float32), device)
+        assert all_apart(driver.moments(problem, functionals, top_k, torch.float32))
 
 
 @ON_DEVICE
