@@ -21,12 +21,14 @@ class Prepared:
         sweep: ``(query, sigmas)`` to the means at each noise level, ``(S, B, *S)``.
         logsumexp: ``(query, sigma)`` to ``(B,)``, for the gate; None when the method has none.
         posterior: ``(query, sigma)`` to every field; None when the method gives the mean only.
+        backend: Names the backend of diffgen that runs; None for peers.
     """
 
     denoise: Callable[[Tensor, float], Tensor]
     sweep: Callable[[Tensor, tuple[float, ...]], Tensor]
     logsumexp: Callable[[Tensor, float], Tensor] | None = None
     posterior: Callable[[Tensor, float], object] | None = None
+    backend: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)

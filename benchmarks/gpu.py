@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
+import os
 import re
 import subprocess
 import sys
@@ -28,19 +29,28 @@ if __name__ == "__main__" and str(_ROOT) in sys.path:
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks import results  # noqa: E402
 from benchmarks.cases import Case, case_name, chosen  # noqa: E402
 from benchmarks.contender import Contender  # noqa: E402
 from benchmarks.contenders import select, table  # noqa: E402
 from benchmarks.gate import QUERIES, error_in_promises, reference  # noqa: E402
-from benchmarks.gpu_ceilings import measure, measure_integers  # noqa: E402
 from benchmarks.measure import Entry, Measurement  # noqa: E402
 from benchmarks.results import Row, Setting, row_of, write_csv  # noqa: E402
 from benchmarks.store import Store  # noqa: E402
 from diffgen import BackendError  # noqa: E402
+from diffgen.gpu_rates import Clock, event_seconds, measure, measure_integers  # noqa: E402
+from diffgen.gpu_state import gpu_state  # noqa: E402
 
 RESULTS = Path(__file__).parent / "gpu_results"
 OURS = ("diffgen", "diffgen-cuda", "diffgen-triton", "diffgen-eager")
-PEERS = ("expanded", "expanded-chunks", "sdpa", "expanded-bf16")
+PEERS = ("expanded", "expanded-chunks", "sdpa", "expanded-tf32", "expanded-bf16")
+COLUMNS = (*results.COLUMNS, "backend", "gpu", "triton", "cuda")
+"""Those of every benchmark; the backend that ran, the GPU's name, and the versions of Triton and of
+the toolkit that compiled the CUDA kernels."""
+
+COMMIT = "DIFFGEN_COMMIT"
+"""Environment variable that names the commit in place of git."""
+
 CASES = tuple(
     case_name("cifar", batch, sigma, dtype)
     for batch in (1, 8, 64, 256)
@@ -54,20 +64,6 @@ SHORTEST_ROUND = 2e-3
 
 LONGEST_CALL = 1.0
 """Seconds from which one round has to do."""
-
-Clock = Callable[[Callable[[], object], int], float]
-"""``(call, repeats)`` to mean seconds of a call."""
-
-
-def event_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Mean time of a call on the current stream, between two CUDA events."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / repeats
 
 
 def interleaved(calls: Sequence[Callable[[], object]], clock: Clock) -> list[list[float]]:
@@ -135,6 +131,7 @@ def _enter(found: Measurement, store: Store, device: torch.device) -> Callable[[
         torch.cuda.reset_peak_memory_stats(device)
     mean = methods.denoise(query, case.sigma)
     found.peak_mib = (_memory(device, "max_memory_allocated") - held) / 2**20
+    found.backend = "" if methods.backend is None else methods.backend()
     mass = None if methods.logsumexp is None else methods.logsumexp(few, case.sigma)
     found.error = error_in_promises(mean[:QUERIES], mass, exact)
 
@@ -179,11 +176,11 @@ def run(
     for case in cases:
         groups.setdefault(case.group, []).append(case)
     rows, faults = [], []
-    stamp = {"date": _now(), "commit": _commit()}
+    stamp = {"date": _now(), "commit": commit(), **_versions(device)}
     for group in groups.values():
         entries = [Entry(case, c) for case in group for c in contenders_of(case, known)]
         for found in measure_group(entries, store, device, clock):
-            rows.append(row_of(found, setting) | stamp)
+            rows.append(row_of(found, setting) | stamp | {"backend": found.backend})
             print(_line(rows[-1]), flush=True)
             if found.fault:
                 faults.append(f"{'/'.join(found.entry.key)}: {found.failure}")
@@ -203,15 +200,25 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit of the checkout: what ``DIFFGEN_COMMIT`` says, or else git."""
+
     def git(*words: str) -> str:
         asked = subprocess.run(
             ["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=False
         )
         return asked.stdout.strip() if asked.returncode == 0 else ""
 
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
     changed = git("status", "--porcelain", "--untracked-files=no")
     return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
+
+
+def _versions(device: torch.device) -> Row:
+    state = gpu_state()
+    name = torch.cuda.get_device_properties(device).name if device.type == "cuda" else ""
+    return {"gpu": name, "triton": state.triton_version or "", "cuda": state.cuda.version or ""}
 
 
 def gpu_name(device: torch.device) -> str:
@@ -254,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(cases, device, setting, event_seconds)
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    run(cases, device, setting, event_seconds, partial(write_csv, path))
+    run(cases, device, setting, event_seconds, partial(write_csv, path, columns=COLUMNS))
     print(f"wrote {path}")
     return 0
 

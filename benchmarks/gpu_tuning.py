@@ -29,7 +29,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.cases import case_name, chosen  # noqa: E402
 from benchmarks.gate import LOGSUMEXP_PROMISE, LOGSUMEXP_RELATIVE, MEAN_PROMISE  # noqa: E402
-from benchmarks.gpu import Clock, event_seconds, gpu_name, interleaved  # noqa: E402
+from benchmarks.gpu import gpu_name, interleaved  # noqa: E402
 from benchmarks.images import VALUE_RANGE  # noqa: E402
 from benchmarks.store import Store  # noqa: E402
 from diffgen import TrainingSet, __version__  # noqa: E402
@@ -40,6 +40,7 @@ from diffgen.backends.triton.configs import (  # noqa: E402
     architecture_of,
 )
 from diffgen.functional import moments  # noqa: E402
+from diffgen.gpu_rates import Clock, event_seconds  # noqa: E402
 from diffgen.set_view import SetView  # noqa: E402
 
 GAIN = 0.03

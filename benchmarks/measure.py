@@ -43,6 +43,7 @@ class Measurement:
         failure: Why there are no times; empty otherwise.
         stopped: Whether one call took so long that it had to do.
         fault: Whether the failure is one of diffgen, which no contender's row may hide.
+        backend: The backend of diffgen that ran, where it was asked; empty otherwise.
     """
 
     entry: Entry
@@ -53,6 +54,7 @@ class Measurement:
     failure: str = ""
     stopped: bool = False
     fault: bool = False
+    backend: str = ""
 
 
 Slow = dict[tuple[str, str], int]

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,7 @@ def _floor(case: Case, setting: Setting) -> tuple[str, float]:
 
 def _remarks(found: Measurement) -> Iterator[str]:
     yield found.failure
+    yield found.backend and f"backend {found.backend}"
     if found.stopped:
         yield "stopped after one call"
     elif not found.entry.case.timed and not found.failure:
@@ -183,10 +184,10 @@ def flatten(saved: Mapping[str, Any]) -> list[Row]:
     return [{column: str(row.get(column, "")) for column in COLUMNS} | common for row in rows]
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
+def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Writes the rows, the columns in their order."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

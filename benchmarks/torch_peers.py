@@ -55,6 +55,25 @@ def _expanded(images: Tensor, dtype: torch.dtype) -> Prepared:
     return _flat_peer(mean, logits)
 
 
+def _expanded_tf32(images: Tensor) -> Prepared:
+    """The same with the products in TF32, to which many set PyTorch: float32 on tensor cores."""
+    plain = _expanded(images, torch.float32)
+    assert plain.logsumexp is not None
+    return peer(_in_tf32(plain.denoise), _in_tf32(plain.logsumexp))
+
+
+def _in_tf32(method: Callable[[Tensor, Noise], Tensor]) -> Callable[[Tensor, Noise], Tensor]:
+    def run(query: Tensor, sigma: Noise) -> Tensor:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return method(query, sigma)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return run
+
+
 def _expanded_compiled(images: Tensor) -> Prepared:
     """The same under ``torch.compile``, compiled for any batch and any noise level."""
     rows = images.flatten(1)
@@ -176,3 +195,10 @@ TORCH_PEERS = (
         "expanded-bf16", _expanded_bf16, "products in bfloat16: not accurate, least at small sigma"
     ),
 )
+
+GPU_PEERS = (
+    Contender(
+        "expanded-tf32", _expanded_tf32, "products in TF32: not accurate, least at small sigma"
+    ),
+)
+"""Peers that need a GPU to be what they are."""

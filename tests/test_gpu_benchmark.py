@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,16 @@ from benchmark_suite import ROOT, load_suite
 
 load_suite()
 
-from benchmarks import gpu, gpu_suite, results  # noqa: E402
+from benchmarks import gpu, gpu_suite, results, torch_peers  # noqa: E402
 from benchmarks.cases import Case, chosen  # noqa: E402
 from benchmarks.contender import Contender, Prepared, peer  # noqa: E402
 from benchmarks.contenders import table  # noqa: E402
+from benchmarks.gate import reference  # noqa: E402
+from benchmarks.store import Store  # noqa: E402
 from benchmarks.timer import seconds_of  # noqa: E402
+from diffgen import EmpiricalDenoiser  # noqa: E402
+from diffgen.backends import registry  # noqa: E402
+from diffgen.gpu_state import gpu_state  # noqa: E402
 from diffgen.machine import Ceilings  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -61,14 +67,71 @@ def test_every_contender_has_a_row(
     rows = gpu.run(cases, CPU, SETTING, seconds_of, lambda rows: kept.append(len(rows)))
     assert kept == [len(rows)]
     found = {(row["dtype"], row["contender"]): row for row in rows}
-    assert all(set(row) == set(results.COLUMNS) for row in rows)
+    assert all(set(row) == set(gpu.COLUMNS) for row in rows)
+    assert all(row["triton"] == (gpu_state().triton_version or "") for row in rows)
     for dtype in ("uint8", "float32"):
         ours = found[dtype, "diffgen"]
         assert float(ours["time_ms"]) > 0 and ours["in_bounds"] == "yes" and ours["rounds"] == "2"
+        chosen_here = "cpu" if registry.get("cpu").unavailable() is None else "eager"
+        assert ours["backend"] == chosen_here
+        assert ours["note"] == f"backend {chosen_here}; exact: what it skips cannot count"
+        assert found[dtype, "diffgen-eager"]["backend"] == "eager"
         refused = found[dtype, "diffgen-cuda"]
         assert refused["time_ms"] == "" and "needs data and query on one CUDA" in refused["note"]
-    assert float(found["float32", "expanded"]["error_in_promises"]) > 0
+    for peer_name in gpu.PEERS:
+        row = found["float32", peer_name]
+        assert float(row["error_in_promises"]) > 0 and row["time_ms"] and row["backend"] == ""
     assert capsys.readouterr().out.count("\n") == len(rows)
+
+
+def test_ours_are_judged_by_mean_and_logsumexp_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a backend has to be that gives no functionals."""
+
+    def posterior(*_: Any, **__: Any) -> None:
+        raise AssertionError("asks for functionals")
+
+    monkeypatch.setattr(EmpiricalDenoiser, "posterior", posterior)
+    for dtype in ("uint8", "float32"):
+        one, store = case(dtype), Store()
+        store.open([one])
+        query = store.queries(one)
+        _, exact = reference(store.images(one), query, one.sigma)
+        for contender in table(elsewhere=True):
+            if contender.name in ("diffgen", "diffgen-eager"):
+                methods = contender.prepare(store.images(one))
+                assert methods.logsumexp is not None
+                error = methods.logsumexp(query, one.sigma) - exact
+                assert float(error.abs().max()) <= 1e-3
+
+
+def test_precision_of_a_peer_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        torch_peers,
+        "_expanded",
+        lambda *_: Prepared(
+            lambda *_: asked.append(torch.get_float32_matmul_precision()),
+            lambda *_: None,
+            lambda *_: asked.append(torch.get_float32_matmul_precision()),
+        ),
+    )
+    [contender] = [c for c in table(elsewhere=True) if c.name == "expanded-tf32"]
+    assert contender.name not in {c.name for c in table()}
+    before = torch.get_float32_matmul_precision()
+    methods = contender.prepare(torch.zeros(2, 3))
+    methods.denoise(torch.zeros(1, 3), 1.0)
+    assert methods.logsumexp is not None
+    methods.logsumexp(torch.zeros(1, 3), 1.0)
+    assert asked == ["high", "high"] and torch.get_float32_matmul_precision() == before
+
+
+def test_the_commit_is_what_the_environment_says_or_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu.COMMIT, "0123456789ab")
+    assert gpu.commit() == "0123456789ab"
+    monkeypatch.delenv(gpu.COMMIT)
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=128))
+    assert gpu.commit() == ""
+    assert gpu.COMMIT in (ROOT / "benchmarks" / "README.md").read_text()
 
 
 def test_failures_are_rows_and_ours_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
