@@ -71,17 +71,17 @@ def targets_page(rows: Sequence[Row]) -> str:
     )
 
 
-def with_block(text: str, block: str) -> str:
+def with_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> str:
     """``text`` with ``block`` between its markers.
 
     Raises:
         ValueError: If the markers are not both there, in order.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"text needs the markers {BEGIN} and {END}, got none or one")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"text needs the markers {begin} and {end}, got none or one")
+    return f"{before}{begin}\n{block}\n{end}{after}"
 
 
 def record(saved: Path, results: Path = RESULTS) -> Path:
