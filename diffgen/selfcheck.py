@@ -7,24 +7,28 @@ float64 queries. Tests go through many more; these find a backend that is broken
 processor, compiler or library.
 
 Speed is the time of one pass over a set that is larger than the caches, beside the floor that the
-machine's own rates set (`diffgen.machine`).
+machine's own rates set (`diffgen.machine`, `diffgen.gpu_rates`).
+
+A backend that takes no problem on the CPU gets them on the GPU, where there is one; its answers are
+judged on the CPU.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from diffgen import accuracy
+from diffgen import accuracy, gpu_rates
 from diffgen.backends import registry
-from diffgen.backends.problem import CovarianceInputs, Problem
+from diffgen.backends.problem import MEAN_ONLY, CovarianceInputs, Demands, Problem
 from diffgen.backends.registry import Backend, Moments
 from diffgen.machine import OPERATIONS, Ceilings
+from diffgen.placement import CPU, placed
 from diffgen.set_view import origin
 
 REFERENCE = "reference"
@@ -48,9 +52,14 @@ TRACE = 2
 _DROPPED = 1e-3
 """Weight that may be missing from a covariance product, in tolerances of the mean."""
 
+EVERYTHING = Demands(functionals=True, top_k=TOP_K)
+COVARIANCE = Demands(covariance=True)
 _SCALE, _OFFSET = 2 / 255, -1.0
 _SECONDS = 0.2
 """A timed pass is repeated for this long."""
+
+_GPU_PASSES = 5
+"""Passes that a GPU is given at once: it works on one while the next is launched."""
 
 
 @dataclass(frozen=True)
@@ -148,36 +157,48 @@ def _solved(seed: int) -> Iterator[Case]:
                     yield Case(f"{name}, float64 queries", exact, inputs, moments, product)
 
 
-def check(backend: Backend, problems: Sequence[Case]) -> Accuracy:
+def check(backend: Backend, problems: Sequence[Case], device: torch.device = CPU) -> Accuracy:
     """The worst error of a backend over some problems.
 
     Args:
         backend: One that is available.
         problems: From ``cases``.
+        device: Where the backend gets them.
 
     Returns:
-        The worst error, infinite where the backend raised, and where it is.
+        The worst error, infinite where the backend raised, and where it is. A backend that gives
+        mean and logsumexp alone is judged by these.
     """
     worst, where, ran = 0.0, "", 0
     refusals: dict[str, None] = {}
     for case in problems:
-        reasons = registry.reasons_against(backend, case.problem)
+        problem = placed(case.problem, device)
+        reasons = registry.reasons_against(backend, problem)
         if reasons:
             refusals.update(dict.fromkeys(reasons))
             continue
         ran += 1
-        for quantity, units in _units(backend, case).items():
+        for demands in (EVERYTHING, COVARIANCE):
+            refusals.update(dict.fromkeys(registry.reasons_against(backend, problem, demands)))
+        for quantity, units in _units(backend, case, problem).items():
             if units > worst or not where:
                 worst, where = units, f"{quantity}, {case.name}"
     return Accuracy(worst, where, ran, tuple(refusals))
 
 
-def speeds(backend: Backend, sets: Sequence[Tensor]) -> list[Speed]:
+def speeds(
+    backend: Backend,
+    sets: Sequence[Tensor],
+    device: torch.device = CPU,
+    clock: gpu_rates.Clock = gpu_rates.event_seconds,
+) -> list[Speed]:
     """Timed passes of a backend over sets, with one query and, where floats are stored, with 64.
 
     Args:
         backend: One that is available.
         sets: Stored rows, ``(N, D)``, of ``speed_sets``.
+        device: Where the backend gets them. A GPU has to be the current one.
+        clock: How calls on a GPU are timed.
 
     Returns:
         Speeds; passes that the backend refuses are left out.
@@ -187,10 +208,16 @@ def speeds(backend: Backend, sets: Sequence[Tensor]) -> list[Speed]:
         for batch in (1, 64) if data.dtype == torch.float32 else (1,):
             rows = _decoded(data[torch.arange(batch) * 97 % len(data)])
             problem = _problem(data, (rows + 80.0 * _noise(rows, batch)).float(), 80.0)
+            problem = placed(problem, device)
             if registry.reasons_against(backend, problem):
                 continue
             name = f"{_name(data.dtype)}, {batch} {'query' if batch == 1 else 'queries'}"
-            time_ms = 1e3 * _best_seconds(backend, problem)
+
+            def call(problem: Problem = problem) -> None:
+                backend.moments(problem, False, 0, torch.float32)
+
+            on_cpu = device.type == "cpu"
+            time_ms = 1e3 * (_best_seconds(call) if on_cpu else _best_gpu_seconds(call, clock))
             operations = OPERATIONS * batch * data.numel()
             found.append(Speed(name, time_ms, data.numel() * data.element_size(), operations))
     return found
@@ -294,14 +321,32 @@ def _decoded(rows: Tensor) -> Tensor:
     return rows.double() * _SCALE + _OFFSET if rows.dtype == torch.uint8 else rows.double()
 
 
-def _units(backend: Backend, case: Case) -> dict[str, float]:
-    """Errors in units of the promise, by quantity; a backend that raises is infinitely off."""
+def _units(backend: Backend, case: Case, problem: Problem) -> dict[str, float]:
+    """Errors in units of the promise, by quantity; a backend that raises is infinitely off.
+
+    Args:
+        backend: Which.
+        case: The answer.
+        problem: The problem of the case, where the backend takes it.
+    """
+    demands = MEAN_ONLY if registry.reasons_against(backend, problem, EVERYTHING) else EVERYTHING
+    product = None
     try:
-        moments = backend.moments(case.problem, True, TOP_K, torch.float64)
-        product, _ = backend.covariance_product(case.problem, case.inputs)
+        outputs = backend.moments(problem, demands.functionals, demands.top_k, torch.float64)
+        mean, logsumexp, functionals, indices, distances = (part.cpu() for part in outputs)
+        if not registry.reasons_against(backend, problem, COVARIANCE):
+            inputs = placed(case.inputs, problem.query.device)
+            product = backend.covariance_product(problem, inputs)[0].cpu()
     except Exception as error:
         return {f"{type(error).__name__}: {' '.join(str(error).split())[:120]}": math.inf}
+    moments = mean, logsumexp, functionals, indices, distances
     units = accuracy.units_of_promise(moments, case.moments, case.problem)
+    if product is not None:
+        units["covariance product"] = _product_units(product, case)
+    return units
+
+
+def _product_units(product: Tensor, case: Case) -> float:
     # |Cov v| <= trace |v|. A backend may drop points of next to no weight, which are all that a
     # covariance is made of where the others coincide.
     rule = accuracy.promises(case.problem)["covariance_product"].relative
@@ -310,17 +355,25 @@ def _units(backend: Backend, case: Case) -> dict[str, float]:
         rule * case.moments[2][:, TRACE] + _DROPPED * accuracy.mean_tolerance(case.problem) * reach
     )
     share = (product - case.product).norm(dim=1) / (spread * case.inputs.v.norm(dim=1))
-    units["covariance product"] = float(share.nan_to_num(nan=math.inf).amax())
-    return units
+    return float(share.nan_to_num(nan=math.inf).amax())
 
 
-def _best_seconds(backend: Backend, problem: Problem) -> float:
+def _best_seconds(call: Callable[[], None]) -> float:
     best, spent = math.inf, 0.0
     while spent < _SECONDS:
         start = time.perf_counter()
-        backend.moments(problem, False, 0, torch.float32)
+        call()
         seconds = time.perf_counter() - start
         best, spent = min(best, seconds), spent + seconds
+    return best
+
+
+def _best_gpu_seconds(call: Callable[[], None], clock: gpu_rates.Clock) -> float:
+    call()  # compiles, where that is yet to be done
+    best, spent = math.inf, 0.0
+    while spent < _SECONDS:
+        seconds = clock(call, _GPU_PASSES)
+        best, spent = min(best, seconds), spent + _GPU_PASSES * seconds
     return best
 
 

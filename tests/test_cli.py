@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,8 +19,10 @@ import torch
 import diffgen
 from diffgen import EmpiricalDenoiser, TrainingSet, machine, schedules, selfcheck
 from diffgen.backends import registry
-from diffgen.cli import demo_text, options, report, sample, text
+from diffgen.backends.problem import Demands, Problem
+from diffgen.cli import demo_text, info, options, report, sample, text
 from diffgen.cli.main import COMMANDS, main
+from diffgen.gpu_state import CudaPart, Device, GpuState
 
 NAMES = [module.__name__.rpartition(".")[2] for module in COMMANDS]  # type: ignore[attr-defined]
 
@@ -271,6 +275,73 @@ def test_info_does_not_call_a_backend_exact_that_it_could_not_check(
     printed = capsys.readouterr().out
     assert "not checked: it refuses every problem of the check" in printed
     assert "elsewhere refuses some problems: needs another device" in printed
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is not there: problems stay on the CPU, and their values are not checked."""
+
+    def placed(parts: Any, device: torch.device) -> Any:
+        gone = device.type == "cuda" and isinstance(parts, Problem)
+        return replace(parts, check_values=False) if gone else parts
+
+    def refuses(problem: Problem, demands: Demands) -> list[str]:
+        if problem.check_values:
+            return ["needs data on a GPU, got cpu"]
+        name = str(problem.data.dtype)
+        return [] if name == "torch.uint8" else [f"needs uint8 data, got {name}"]
+
+    state = GpuState(
+        "2.13.0", "13.0", None, (Device("Some GPU", "9.0", 2**30),), CudaPart("-"), "3"
+    )
+    monkeypatch.setattr(info, "gpu_state", lambda: state)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    rates = machine.Ceilings(3000.0, 50000.0, 1, "by hand")
+    monkeypatch.setattr(info.gpu_rates, "measure", lambda device: rates)
+    monkeypatch.setattr(selfcheck, "placed", placed)
+    timed = functools.partial(selfcheck.speeds, clock=lambda *_: 2.5e-4)
+    monkeypatch.setattr(selfcheck, "speeds", timed)
+    monkeypatch.setattr(registry, "_BACKENDS", dict(registry._BACKENDS))
+    monkeypatch.setattr(registry, "_RANKED", list(registry._RANKED))
+    registry.register(replace(registry.get("eager"), name="there", refuses=refuses))
+
+
+def test_info_checks_and_times_a_gpu_backend_on_the_gpu(
+    gpu: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n         3000 GB/s read, 50000 GF/s float32 on the GPU (by hand)\n" in printed
+    assert "\ngpu      0: Some GPU, capability 9.0, 1.0 GiB\n" in printed
+    [row] = re.findall(r"^  there .*ms.*$", printed, re.MULTILINE)
+    # 4 x 40 x 48 bytes in 0.25 ms are 0.03 GB/s; the float sets are refused.
+    assert row.split() == ["there", "-", "-", "0.25", "ms", "0.0", "GB/s", "0.001%"]
+    assert "there refuses some problems: needs uint8 data, got torch.float32\n" in printed
+    assert "\nchecked and timed on the GPU, beside its own ceiling: there\n" in printed
+    assert "needs data on a GPU" not in printed and "OUT OF THE PROMISE" not in printed
+
+
+def test_info_as_json_says_what_ran_on_a_gpu(gpu: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json", "--no-speed"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    devices = {backend["name"]: backend.get("device") for backend in record["backends"]}
+    assert devices["there"] == "cuda:0" and devices["eager"] is None
+    assert record["gpu_ceilings"]["read_gb_s"] == 3000.0
+    assert record["ceilings"]["read_gb_s"] != 3000.0
+
+
+def test_info_without_a_gpu_says_nothing_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["info", "--json", "--no-speed"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert "gpu_ceilings" not in record
+    assert not any("device" in backend for backend in record["backends"])
+
+
+def test_refusals_that_differ_in_what_was_got_are_one() -> None:
+    reasons = ("needs bytes, got a", "gives no top_k", "needs bytes, got b")
+    assert info._joined(reasons) == ["needs bytes, got a, b", "gives no top_k"]
 
 
 def test_json_has_no_nan_and_is_written_whole(tmp_path: Path) -> None:

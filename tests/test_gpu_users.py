@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from benchmark_suite import load_suite
 from processes import run_ranks
 from torch import Tensor
 
-from diffgen import EmpiricalDenoiser, TrainingSet, sample, schedules
+from diffgen import EmpiricalDenoiser, TrainingSet, sample, schedules, selfcheck
+from diffgen.backends import registry
+from diffgen.cli.main import main
 
 load_suite()
 
@@ -123,3 +126,20 @@ def test_processes_share_a_set_on_gpus(size: int) -> None:
         assert len(got) == len(want)
         for mean, logsumexp, *pair in zip(got[::2], got[1::2], want[::2], want[1::2], strict=True):
             assert promised(mean, logsumexp, pair)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_info_checks_and_times_a_backend_on_the_gpu(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (reason := registry.get(name).unavailable()) is not None:
+        pytest.skip(f"{name}: {reason}")
+    monkeypatch.setattr(selfcheck, "SIZES", selfcheck.SIZES[:1])
+    assert main(["info", "--backend", name, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    [found] = record["backends"]
+    assert found["device"] == str(DEVICE) and found["accuracy"]["num_problems"] > 0
+    assert {"uint8, 1 query"} <= {speed["name"] for speed in found["speeds"]}
+    # Between a millionth of a chip's rates and ten times what any of today does.
+    assert all(1e-6 < speed["share_of_ceiling"] < 10 for speed in found["speeds"])
+    assert 10 < record["gpu_ceilings"]["read_gb_s"] < 1e5

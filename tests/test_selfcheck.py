@@ -39,6 +39,19 @@ def _shifted(index: int, by: float) -> Backend:
     return _reference(moments=moments)
 
 
+GPU = torch.device("cuda", 0)
+
+
+def _placed(parts: Any, device: torch.device) -> Any:
+    """On a GPU that is not there: the tensors stay, and the values are not checked."""
+    gone = device.type == "cuda" and isinstance(parts, Problem)
+    return replace(parts, check_values=False) if gone else parts
+
+
+def _on_gpu() -> Backend:
+    return _reference(refuses=lambda p, _: ["needs a GPU"] if p.check_values else [])
+
+
 def test_every_usable_backend_keeps_the_promise() -> None:
     problems = selfcheck.cases()
     for status in diffgen.backends():
@@ -89,6 +102,61 @@ def test_refused_problems_are_named_not_counted() -> None:
     found = selfcheck.check(_reference(refuses=refuses), selfcheck.cases())
     assert found.refusals == ("needs floats",)
     assert found.num_problems == 4
+
+
+def test_a_backend_of_mean_and_logsumexp_is_judged_by_these() -> None:
+    def moments(problem: Problem, functionals: bool, top_k: int, dtype: torch.dtype) -> Moments:
+        assert not functionals and top_k == 0
+        return registry.get("reference").moments(problem, False, 0, dtype)
+
+    def refuses(problem: Problem, demands: Demands) -> list[str]:
+        reasons = ["needs bytes"] if problem.data.dtype != torch.uint8 else []
+        return reasons + [f"gives no {name}" for name in demands._fields if getattr(demands, name)]
+
+    few = _reference(moments=moments, covariance_product=None, refuses=refuses)
+    found = selfcheck.check(few, selfcheck.cases())
+    assert (found.worst, found.num_problems) == (0.0, 2)
+    gives = ("gives no functionals", "gives no top_k", "gives no covariance")
+    assert set(found.refusals) == {*gives, "needs bytes"}
+    wrong = replace(few, moments=lambda p, *others: _off_by(moments(p, *others), 2.1e-3))
+    assert 1 < selfcheck.check(wrong, selfcheck.cases()).worst < 3
+
+
+def _off_by(moments: Moments, by: float) -> Moments:
+    mean, logsumexp, *others = moments
+    return mean, logsumexp + by, *others
+
+
+def test_a_backend_gets_its_problems_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not there: what was placed does not have its values checked."""
+    monkeypatch.setattr(selfcheck, "placed", _placed)
+    problems = selfcheck.cases()
+    found = selfcheck.check(_on_gpu(), problems, GPU)
+    assert (found.worst, found.num_problems, found.refusals) == (0.0, len(problems), ())
+    assert selfcheck.check(_on_gpu(), problems).refusals == ("needs a GPU",)
+
+
+def test_passes_on_a_gpu_are_timed_by_its_clock_after_a_first_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(selfcheck, "placed", _placed)
+    monkeypatch.setattr(selfcheck, "_SECONDS", 0.05)
+    calls: list[int] = []
+    gpu = _on_gpu()
+    counted = replace(gpu, moments=lambda *a: calls.append(0) or gpu.moments(*a))
+    lasts = iter([4e-3, 3e-3, 5e-3] * 3)
+
+    def clock(call: Any, repeats: int) -> float:
+        assert calls, "is timed before it is compiled"
+        call()
+        assert repeats == 5
+        return next(lasts)
+
+    found = selfcheck.speeds(counted, selfcheck.speed_sets(), GPU, clock)
+    assert [speed.time_ms for speed in found] == [3.0, 3.0, 3.0]
+    # 5 passes of 4, 3 and 5 ms reach 50 ms; one pass before.
+    assert len(calls) == 3 * (1 + 3)
+    assert selfcheck.speeds(counted, selfcheck.speed_sets()) == []
 
 
 def test_speed_counts_bytes_and_operations() -> None:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 import diffgen.ops  # noqa: F401  (fills the registry)
-from diffgen import machine, selfcheck
+from diffgen import gpu_rates, machine, selfcheck
 from diffgen.backends import registry
 from diffgen.backends.listing import BackendStatus, describe
 from diffgen.backends.native import load_native, why_not_native
@@ -21,6 +23,7 @@ from diffgen.cli.progress import Line
 from diffgen.cost.survey import Request, survey
 from diffgen.gpu_state import GpuState, gpu_state
 from diffgen.machine import Ceilings
+from diffgen.placement import CPU, device_for
 from diffgen.selfcheck import Accuracy, Speed
 
 OUT_OF_PROMISE = 1
@@ -38,10 +41,11 @@ def add_parser(subparsers: Any) -> None:
         "what runs here and why not, how accurate, how fast; what a set costs",
         """Lists every backend: whether it can run on this machine or why not, its worst error over
         a set of hard problems in units of what diffgen promises (at most 1), and its speed beside
-        what the machine can do. Takes some seconds. Exits 1 when a usable backend is out of the
-        promise. With PATH: what the set is, what a call on it reads and holds, and the time that
-        each backend would take for it here, estimated from a sample of the rows. A set of any
-        size takes some seconds; it is not read through.""",
+        what the machine can do. Takes some seconds, and longer the first time on a GPU, where
+        Triton compiles. Exits 1 when a usable backend is out of the promise. With PATH: what the
+        set is, what a call on it reads and holds, and the time that each backend would take for it
+        here, estimated from a sample of the rows. A set of any size takes some seconds; it is not
+        read through.""",
         """
         diffgen info
         diffgen info --backend cpu
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     shown = [b for b in describe() if args.backend in (None, b.name)]
     gpu = gpu_state()
     with Line() as line:
-        record = _examine(shown, args, line)
+        record = _examine(shown, args, line, gpu)
     record["gpu"] = asdict(gpu)
     print(json.dumps(report.plain(record), indent=2) if args.json else _as_text(record, gpu))
     return 0 if all(b["in_promise"] for b in record["backends"]) else OUT_OF_PROMISE
@@ -119,7 +123,7 @@ def _run_on_set(args: argparse.Namespace) -> int:
 
 
 def _examine(
-    shown: Sequence[BackendStatus], args: argparse.Namespace, line: Line
+    shown: Sequence[BackendStatus], args: argparse.Namespace, line: Line, gpu: GpuState
 ) -> dict[str, Any]:
     """Everything that is printed, as one record."""
     record = report.header(args)
@@ -130,22 +134,36 @@ def _examine(
     line.say("solving the accuracy problems by the reference")
     problems = selfcheck.cases(args.seed) if checked else []
     sets = [] if args.no_speed or not checked else selfcheck.speed_sets(args.seed)
+    there = torch.device("cuda", torch.cuda.current_device()) if gpu.devices else None
+    devices: dict[str, torch.device] = {}
     accuracies: dict[str, Accuracy] = {}
     speeds: dict[str, list[Speed]] = {}
     for name in checked:
+        backend = registry.get(name)
+        device = devices[name] = device_for(backend, (case.problem for case in problems), there)
         line.say(f"checking the accuracy of {name}")
-        accuracies[name] = selfcheck.check(registry.get(name), problems)
+        accuracies[name] = selfcheck.check(backend, problems, device)
         line.say(f"timing {name}")
-        speeds[name] = selfcheck.speeds(registry.get(name), sets)
+        speeds[name] = selfcheck.speeds(backend, sets, device)
     line.say("measuring the machine again")
     ceilings = ceilings.best(machine.measure())
     record["ceilings"] = vars(ceilings)
+    ceilings_of = dict.fromkeys(checked, ceilings)
+    on_gpu = [name for name in checked if devices[name] != CPU]
+    if on_gpu and there is not None:
+        line.say("measuring the GPU")
+        gpu_ceilings = gpu_rates.measure(there)
+        record["gpu_ceilings"] = vars(gpu_ceilings)
+        ceilings_of |= dict.fromkeys(on_gpu, gpu_ceilings)
     record["backends"] = [
         {
             **status._asdict(),
+            **({"device": str(devices[status.name])} if status.name in on_gpu else {}),
             "accuracy": asdict(accuracies[status.name]) if status.name in checked else None,
             "in_promise": status.name not in checked or accuracies[status.name].worst <= 1,
-            "speeds": [_speed_record(s, ceilings) for s in speeds.get(status.name, [])],
+            "speeds": [
+                _speed_record(s, ceilings_of[status.name]) for s in speeds.get(status.name, [])
+            ],
         }
         for status in shown
     ]
@@ -184,6 +202,7 @@ def _as_text(record: dict[str, Any], gpu: GpuState) -> str:
         f"{record['machine']['system']}",
         f"ceiling  {ceilings['read_gb_s']:.1f} GB/s read, {ceilings['fma_gf_s']:.0f} GF/s float32 "
         f"with {threads} ({ceilings['source']})",
+        *_gpu_ceiling(record.get("gpu_ceilings")),
         f"native   {_native_text(native)}",
         *gpu_lines(gpu),
         "",
@@ -200,6 +219,15 @@ def _as_text(record: dict[str, Any], gpu: GpuState) -> str:
         ]
     lines += ["", *_notes(record["backends"])]
     return "\n".join(lines).rstrip()
+
+
+def _gpu_ceiling(ceilings: dict[str, Any] | None) -> list[str]:
+    if ceilings is None:
+        return []
+    return [
+        f"         {ceilings['read_gb_s']:.0f} GB/s read, {ceilings['fma_gf_s']:.0f} GF/s float32 "
+        f"on the GPU ({ceilings['source']})"
+    ]
 
 
 def _native_text(native: dict[str, Any]) -> str:
@@ -244,19 +272,22 @@ def _speed_rows(backends: Sequence[dict[str, Any]]) -> list[list[str]]:
         for name in names:
             speed = found.get(name)
             cells += (
-                [_speed(speed), text.percent(speed["share_of_ceiling"])] if speed else ["-", ""]
+                [_speed(speed, "device" in backend), text.percent(speed["share_of_ceiling"])]
+                if speed
+                else ["-", ""]
             )
         rows.append([backend["name"], *cells])
     return rows
 
 
-def _speed(speed: dict[str, Any]) -> str:
+def _speed(speed: dict[str, Any], on_gpu: bool) -> str:
     rate = (
         f"{speed['read_gb_s']:.1f} GB/s"
         if speed["bound"] == "memory"
         else f"{speed['compute_gf_s']:.0f} GF/s"
     )
-    return f"{speed['time_ms']:.1f} ms  {rate}"
+    time = f"{speed['time_ms']:.3g}" if on_gpu else f"{speed['time_ms']:.1f}"
+    return f"{time} ms  {rate}"
 
 
 def _notes(backends: Sequence[dict[str, Any]]) -> list[str]:
@@ -264,7 +295,20 @@ def _notes(backends: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for backend in backends:
         refusals = backend["accuracy"]["refusals"] if backend["accuracy"] else ()
-        lines += [f"{backend['name']} refuses some problems: {reason}" for reason in refusals]
+        if refusals:
+            lines.append(f"{backend['name']} refuses some problems: {'; '.join(_joined(refusals))}")
+    on_gpu = [backend["name"] for backend in backends if "device" in backend]
+    if on_gpu:
+        lines.append(f"checked and timed on the GPU, beside its own ceiling: {', '.join(on_gpu)}")
     if any(backend["usable"] and not backend["automatic"] for backend in backends):
         lines.append('"by name": runs when asked for by name, never chosen by itself')
     return lines
+
+
+def _joined(reasons: Sequence[str]) -> list[str]:
+    """Reasons that differ in what was got alone become one."""
+    got: dict[str, list[str]] = {}
+    for reason in reasons:
+        need, found, value = reason.partition(", got ")
+        got.setdefault(need + found, []).append(value)
+    return [need + ", ".join(values) for need, values in got.items()]
