@@ -2,8 +2,8 @@
 
 The sums are integers, in the canonical order of ``docs/numerics-integers.md``, so that a GPU
 returns what the ``cpu`` backend returns, bit for bit. Work is put on the current stream and
-nothing waits for it: a call can be captured in a CUDA graph. Compiled and emulated, not yet run on
-hardware.
+nothing waits for it: a call can be captured in a CUDA graph. ``docs/gpu.md`` says where that was
+tested.
 """
 
 from __future__ import annotations

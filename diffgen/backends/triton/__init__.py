@@ -1,9 +1,10 @@
 """The Triton kernels: both ops on a GPU, for every type of set.
 
-Compiled and emulated, not yet run on hardware. What they promise: over 8-bit sets mean, logsumexp,
-functionals and nearest rows are the ``cpu`` backend's, bit for bit; over floating-point sets they
-are within the promise of ``docs/numerics.md``, the same bits for the same call. Covariance products
-are within the promise. Nothing waits for the device: a call can be captured in a CUDA graph.
+What they promise: over 8-bit sets mean, logsumexp, functionals and nearest rows are the ``cpu``
+backend's, bit for bit; over floating-point sets they are within the promise of
+``docs/numerics.md``, the same bits for the same call. Covariance products are within the promise.
+Nothing waits for the device: a call can be captured in a CUDA graph. ``docs/gpu.md`` says where
+that was tested.
 
 Importing this package does not import Triton; the first call does.
 """
