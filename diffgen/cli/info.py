@@ -211,11 +211,12 @@ def _as_text(record: dict[str, Any], gpu: GpuState) -> str:
         text.table(_accuracy_rows(record["backends"]), "<<><"),
     ]
     if any(backend["speeds"] for backend in record["backends"]):
+        speeds = _speed_rows(record["backends"])
         lines += [
             "",
             f"one pass over {_megabytes()} MB of 3 x 32 x 32 images, and its share of the ceiling",
             "",
-            text.table(_speed_rows(record["backends"]), "<" + ">" * 6),
+            text.table(speeds, "<" + ">" * (len(speeds[0]) - 1)),
         ]
     lines += ["", *_notes(record["backends"])]
     return "\n".join(lines).rstrip()
