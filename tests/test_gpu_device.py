@@ -168,6 +168,21 @@ def test_large_problems_have_the_bits_of_the_cpu(
         assert same(got, on_cpu(problem, dtype))
 
 
+@each_backend
+@each_demand
+@pytest.mark.parametrize("features", [16, 48, 80, 96, 112, 144, 160, 176])
+def test_what_lies_past_the_features_adds_nothing(
+    backend: str, features: int, everything: bool
+) -> None:
+    # Multiples of 16, not of the blocks: rows are read in words, and whole words are masked.
+    rows = photographs(1100, features, 8)
+    problem = problems.from_stored(rows, near_rows(20, SIGMAS, 8), SIGMAS, torch.float32)
+    demands = Demands(everything, 5 if everything else 0)
+    for dtype in (torch.float32, torch.float64):
+        got = solve(backend, problem, demands, dtype)
+        assert same(got, on_cpu(problem, dtype, demands))
+
+
 def test_bits_do_not_depend_on_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = photographs(5000, 256, 6)
     problem = problems.from_stored(rows, near_rows(20, SIGMAS, 6), SIGMAS, torch.float32)

@@ -41,6 +41,7 @@ GOOD = Measured(
     async_copies=8,
     wide_loads=4,
     fused=0,
+    negative_fills=0,
 )
 
 
@@ -101,13 +102,13 @@ def part(compiled: Compiled, names: Container[str]) -> Compiled:
 
 @pytest.fixture
 def toys(everything: Compiled) -> Compiled:
-    return part(everything, {"product", "quotients", "roots"})
+    return part(everything, {"product", "quotients", "roots", "filled"})
 
 
 def test_kernels_without_a_fault_pass(toys: Compiled) -> None:
     assert not gate.faults(toys.rows, toys.needs)
     assert not gate.regressions(toys.rows, toys.rows)
-    assert len(toys.rows) == 3 * len(CHIPS)
+    assert len(toys.rows) == 4 * len(CHIPS)
 
 
 def test_tensor_cores_and_asynchronous_copies_are_counted(toys: Compiled) -> None:
@@ -130,6 +131,10 @@ def test_tensor_cores_and_asynchronous_copies_are_counted(toys: Compiled) -> Non
         ("no tensor cores for gfx942", "tensor-core instructions, got none"),
         ("fuses for sm_80", "no fused multiply-add, got "),
         ("fuses for gfx942", "no fused multiply-add, got "),
+        ("fills bytes with 128 for sm_80", "constants without the sign bit where masked loads "),
+        ("fills bytes with 128 for gfx942", "constants without the sign bit where masked loads "),
+        ("fills 16 bits with -2 for sm_80", "constants without the sign bit where masked loads "),
+        ("fills 16 bits with -2 for gfx942", "constants without the sign bit where masked loads "),
         ("too much shared memory for sm_80", "at most 166912 bytes of shared memory on A100, got "),
         ("too much shared memory for gfx942", "at most 65536 bytes of shared memory on MI300X"),
     ],
@@ -185,6 +190,10 @@ def test_kernel_that_is_gone_is_named() -> None:
         ({"blocks": 0}, "to fit on H100, got no block that fits"),
         ({"tensor": 0}, "tensor-core instructions, got none"),
         ({"fused": 3}, "no fused multiply-add, got 3"),
+        (
+            {"negative_fills": 2},
+            "constants without the sign bit where masked loads of 8 or 16 bits fill, got 2 with it",
+        ),
     ],
 )
 def test_fault_of_a_row_is_named(change: dict[str, int], said: str) -> None:
@@ -326,6 +335,30 @@ def test_what_ptx_may_fuse_is_counted() -> None:
         "g": 128,
     }
     assert disassembly.ptx_threads(".entry h()\n{ ret; }") == 0
+
+
+def test_fills_with_a_sign_bit_are_counted_where_loads_use_them() -> None:
+    text = """
+  tt.func public @f(%a: !tt.ptr<i8> {tt.divisibility = 16 : i32}, %n: i32) {
+    %cst = arith.constant dense<-128> : tensor<512xi8, #blocked> loc(#loc1)
+    %cst_0 = arith.constant dense<0> : tensor<512xi8, #blocked> loc(#loc1)
+    %cst_1 = arith.constant dense<-1> : tensor<512xi32, #blocked> loc(#loc1)
+    %cst_2 = arith.constant dense<-2> : tensor<16x32xi16, #blocked1> loc(#loc1)
+    %c-128_i8 = arith.constant -128 : i8 loc(#loc1)
+    %0 = tt.load %p, %m, %cst : tensor<512x!tt.ptr<i8>, #blocked> loc(#loc2)
+    %1 = tt.load %p, %m, %cst_0 {a = 1 : i32} : tensor<512x!tt.ptr<i8>, #blocked> loc(#loc2)
+    %2 = tt.load %q, %m, %cst_1 : tensor<512x!tt.ptr<i32>, #blocked> loc(#loc2)
+    %3 = arith.xori %1, %cst : tensor<512xi8, #blocked> loc(#loc3)
+    %4 = ttg.async_copy_global_to_local %r, %s mask %m other %cst_2 : tensor<16x32x!tt.ptr<i16>>
+    %5 = amdg.buffer_load %a[%k], %m, %cst {contiguity = 2 : i32} : tensor<512xi8, #blocked>
+    %6 = tt.load %a, %one, %c-128_i8 : !tt.ptr<i8> loc(#loc2)
+  }
+  tt.func private @g(%a: !tt.ptr<i8>) {
+    %cst = arith.constant dense<127> : tensor<512xi8, #blocked> loc(#loc1)
+    %0 = tt.load %p, %m, %cst : tensor<512x!tt.ptr<i8>, #blocked> loc(#loc2)
+  }
+"""
+    assert disassembly.negative_fills(text) == 4
 
 
 @pytest.mark.parametrize(

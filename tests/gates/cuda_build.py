@@ -108,6 +108,7 @@ def measure(source: str, target: str, dynamic_shared: Mapping[str, int]) -> list
                     CHIPS[target], threads or 1024, used["registers"], shared
                 ),
                 fused=disassembly.ptx_fused(kernels[mangled]),
+                negative_fills=0,
                 **disassembly.sass_counts(sass[mangled]),
             )
         )

@@ -27,6 +27,15 @@ _FUSED_AMD = re.compile(r"v_(?:pk_)?fmac?_f(?:32|64)")
 # What LLVM makes of one division, one square root and one conversion to a 64-bit integer.
 _AMD_SEQUENCES = {"v_div_fixup_f64": 5, "v_div_fixup_f32": 5, "v_rsq_f64": 7}
 _TO_INTEGER_LLVM = re.compile(r"= fpto[su]i (?:float|double) [^\n]* to i64")
+_TTGIR_FUNCTION = re.compile(r"\btt\.func\b")
+# Constants of 8 or 16 bits whose sign bit is set, alone or as all of a tensor.
+_TTGIR_NEGATIVE = re.compile(
+    r"(%[\w$.-]+) = arith\.constant (?:dense<-\d+> : tensor<[\dx]+x|-\d+ : )i(?:8|16)\b"
+)
+# Operands of loads, asynchronous ones and AMD's included, up to attributes or types.
+_TTGIR_LOAD = re.compile(
+    r"\b(?:tt\.load|\w+\.async_copy_global_to_local|\w+\.buffer_load\w*) ([^{:\n]*)"
+)
 _AMD = re.compile(r"^\t([a-z]\w+)([^\n]*)", re.MULTILINE)
 
 
@@ -110,6 +119,23 @@ def amd_fused(assembly: str, representation: str) -> int:
     )
     explained += len(_TO_INTEGER_LLVM.findall(representation))
     return max(0, found - explained)
+
+
+def negative_fills(ttgir: str) -> int:
+    """Loads that fill what is masked with a constant of 8 or 16 bits whose sign bit is set.
+
+    Triton 3.8.0 fills a word with it as with a signed number, for NVIDIA: right for the first of
+    several values in the word, all ones for the others.
+
+    Args:
+        ttgir: Triton's representation of a kernel before LLVM's.
+    """
+    count = 0
+    for function in _TTGIR_FUNCTION.split(ttgir):
+        negative = set(_TTGIR_NEGATIVE.findall(function))
+        for operands in _TTGIR_LOAD.findall(function):
+            count += not negative.isdisjoint(re.findall(r"%[\w$.-]+", operands))
+    return count
 
 
 def amd_usage(text: str) -> dict[str, int]:

@@ -53,6 +53,9 @@ class _WithoutGuards(TorchFunctionMode):
             tensor, index, _ = args
             _meta(tensor)[_meta(index)]
             return None
+        if func is Tensor.copy_:
+            _meta(args[0]).copy_(_meta(args[1]))
+            return args[0]
         if func is Tensor.__invert__:
             return torch.bitwise_not(*args)
         if func is Tensor.contiguous:

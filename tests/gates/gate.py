@@ -45,6 +45,11 @@ def faults(rows: Sequence[Measured], needs: Mapping[tuple[str, str], Collection[
             )
         elif row.blocks == 0:
             found.append(f"{where} needs to fit on {chip.name}, got no block that fits")
+        if row.negative_fills:
+            found.append(
+                f"{where} needs constants without the sign bit where masked loads of 8 or 16 bits "
+                f"fill, got {row.negative_fills} with it"
+            )
         for need in sorted(needs.get((row.kernel, row.target), ())):
             if not row.has(need):
                 got = f"{row.fused}" if need == "bits" else "none"

@@ -24,6 +24,7 @@ class Measured:
         async_copies: Copies from global to shared memory that bypass registers.
         wide_loads: Loads of at least 128 bits a thread from global memory.
         fused: Floating-point multiply-adds, and products and sums that may become one.
+        negative_fills: Masked loads of 8 or 16 bits filled with a constant whose sign bit is set.
     """
 
     kernel: str
@@ -40,6 +41,7 @@ class Measured:
     async_copies: int
     wide_loads: int
     fused: int
+    negative_fills: int
 
     def has(self, need: str) -> bool:
         """Is that in the machine code?"""

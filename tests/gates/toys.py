@@ -43,6 +43,13 @@ def arithmetic(a, b, out, count, BLOCK: tl.constexpr, ROOTS: tl.constexpr):
 
 
 @triton.jit
+def widened(a, out, count, BLOCK: tl.constexpr, FILL: tl.constexpr):
+    """Integers in int32, and FILL past their end."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(a + i, mask=i < count, other=FILL).to(tl.int32))
+
+
+@triton.jit
 def broken(a, BLOCK: tl.constexpr):
     """Stores what has another shape."""
     tl.store(a + tl.arange(0, BLOCK), tl.zeros((2 * BLOCK,), tl.float32))
@@ -74,12 +81,24 @@ def arithmetic_case(name: str, roots: bool, **changes: Any) -> KernelCase:
     return replace(case, **changes)
 
 
+def widened_case(name: str, stored: str, fill: int) -> KernelCase:
+    """Small integers from a masked load."""
+    return KernelCase(
+        name=name,
+        kernel=widened,
+        types={"a": stored, "out": "*i32", "count": "i64"},
+        constexprs={"BLOCK": 512, "FILL": fill},
+        aligned=("a", "out", "count"),
+    )
+
+
 def good_cases() -> list[KernelCase]:
     """Kernels without a fault."""
     return [
         product_case("product", (64, 64, 64), 3),
         arithmetic_case("quotients", roots=False),
         arithmetic_case("roots", roots=True),
+        widened_case("filled", "*u8", 127),
     ]
 
 
@@ -89,6 +108,8 @@ def faulty_cases(target: str) -> list[KernelCase]:
         arithmetic_case("no tensor cores", roots=False, needs=frozenset({"tensor", "bits"})),
         arithmetic_case("fuses", roots=False, fuse=True),
         product_case("too much shared memory", (64, 64, 512), 6),
+        widened_case("fills bytes with 128", "*u8", 128),
+        widened_case("fills 16 bits with -2", "*i16", -2),
     ]
     if target == "sm_80":
         cases.append(product_case("spills", (128, 256, 32), 1))

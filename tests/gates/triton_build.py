@@ -77,6 +77,7 @@ def measure_case(case: Any, target: str) -> Measured:
     blocks = blocks_per_multiprocessor(
         limits, fields["threads"], fields["registers"], fields["shared"], columns
     )
+    fields["negative_fills"] = disassembly.negative_fills(compiled.asm["ttgir"])
     compiler = f"triton {TRITON_VERSION}"
     return Measured(f"triton/{case.name}", target, compiler, blocks=blocks, **fields)
 

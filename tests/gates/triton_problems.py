@@ -11,6 +11,7 @@ from diffgen.backends.triton.bytes_moments import SCRATCH_BYTES, BytesMoments
 from diffgen.backends.triton.cases import KernelCase
 from diffgen.backends.triton.covariance import covariance_product
 from diffgen.backends.triton.float_moments import moments as float_moments
+from diffgen.backends.triton.nearest import nearest
 
 from .triton_launches import recording
 
@@ -88,9 +89,11 @@ def launch_usual() -> None:
 
 
 def launch_rest() -> None:
-    """Launches the variants with everything that is optional, and the covariance product."""
+    """Launches the variants with everything that is optional, and what is not of the moments."""
     moments(problem(torch.uint8, batch=64, everything=True), functionals=True)
     covariance(problem(torch.uint8, batch=64))
+    nearest(problem(torch.uint8, batch=64), 5)
+    nearest(problem(torch.uint8, batch=64, everything=True), 5)
 
 
 @functools.lru_cache

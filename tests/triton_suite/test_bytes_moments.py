@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import placing
 import problems
 import pytest
@@ -132,12 +134,37 @@ def test_segments_merge_in_order_however_they_are_cut_into_waves(device: torch.d
 
 
 @SLOW
-@pytest.mark.parametrize("features", [1, 63, 64, 65, 511, 513])
+@pytest.mark.parametrize("features", [1, 48, 63, 64, 65, 511, 513])
 def test_features_of_any_number_have_the_bits_of_the_cpu_backend(
     features: int, device: torch.device
 ) -> None:
     problem = about(images(40, features, 30.0), (0.01, 0.5, 10.0), torch.float32)
     check(problem, device, mean_dtype=torch.float64)
+
+
+@pytest.mark.only("interpreter")
+@pytest.mark.parametrize("features", [16, 48])
+def test_what_fills_masked_bytes_changes_no_result(
+    features: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a compiler makes of a fill is beyond emulation: so results must not rest on one.
+    from triton.runtime import interpreter
+
+    load, filled = interpreter.InterpreterBuilder.create_masked_load, []
+
+    def filling(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any) -> Any:
+        if other is not None and other.data.dtype == np.uint8:
+            filled.append(not mask.data.all())
+            other = interpreter.TensorHandle(np.full_like(other.data, 201), other.dtype)
+        return load(self, pointers, mask, other, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", filling)
+    problem = about(images(40, features, 30.0), (0.0, 0.01, 0.5, 10.0), torch.float32)
+    want = registry.get("cpu").moments(problem, False, 3, torch.float64)
+    got = placing.brought(driver.moments(placing.placed(problem, device), False, 3, torch.float64))
+    assert any(filled)
+    for part, wanted in zip(got, want, strict=True):
+        same_bits(part, wanted)
 
 
 @SLOW

@@ -33,6 +33,7 @@ _ONE_TILE = "a segment is one tile here, and its spare unit is written last or n
 _OTHER_UNITS = "in bounds, and rows of other units weigh nothing where there is one unit"
 _ROW_0 = "row 0 stands for a place without one, which is not counted"
 _NOT_TAKEN = "in bounds here; terms past the features and rows not near are not taken"
+_NOT_APART = "in bounds here: the next query, past whose features a row and its anchor are equal"
 _NOT_LAST = "reads into the next row, and no anchor here is the last one"
 SURVIVORS: dict[str, str] = {
     **{f"covariance_kernels.covariance_rows.{n}": _NEXT_NUMBERS for n in (1, 6, 7, 8, 9)},
@@ -42,6 +43,7 @@ SURVIVORS: dict[str, str] = {
     **{f"product_kernels.products.{n}": _NEXT_PLANE for n in range(4)},
     **{f"row_kernels.combined.{n}": _NO_ROW for n in range(2)},
     "row_kernels.refine.0": _UNWRITTEN,
+    "row_kernels.excesses.0": _NOT_APART,
     "sum_kernels.sum_kept_rows.1": _UNWRITTEN,
     "sum_kernels.sum_kept_rows.2": "in bounds, and what is read meets a row of zeros",
     "anchor_kernels.nearest_in_segment.1": _UNWRITTEN,

@@ -62,7 +62,7 @@ def test_float_rows_are_those_of_the_reference(
     check(problem, 3, run(problem, 3, device))
 
 
-@pytest.mark.parametrize("features", [31, 32, 33, 511, 512, 513, 545, 1025])
+@pytest.mark.parametrize("features", [16, 31, 32, 33, 48, 511, 512, 513, 545, 1025])
 def test_chains_and_lanes_of_any_length_give_the_same_bits(
     features: int, device: torch.device
 ) -> None:

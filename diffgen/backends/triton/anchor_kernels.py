@@ -124,5 +124,5 @@ def take_anchors(data, anchors, flags, batch, features, count, first_row, BLOCK:
     row = tl.load(flags + ANCHOR * batch + b) - first_row
     if (_wanted(flags, b, batch) == 0) | (row < 0) | (row >= count):
         return
-    stored = tl.load(data + row * features + k, mask=k < features, other=128)
+    stored = tl.load(data + row * features + k, mask=k < features, other=0)
     tl.store(anchors + b * features + k, stored, mask=k < features)

@@ -69,9 +69,10 @@ def nearest_distances(
             stored = tl.load(
                 data + (row - first_row)[:, None] * features + k[None, :],
                 mask=valid[:, None] & inside[None, :],
-                other=SHIFT,
+                other=0,
             )
-            z = stored.to(tl.float64) - SHIFT
+            # Selected, for a load must not be filled with 128: see centred of product_kernels.
+            z = tl.where(inside[None, :], stored.to(tl.float64) - SHIFT, 0.0)
             gap = x[:, None, :] - scale * z[None, :, :]
             sums += gap * gap
         total += sum_steps(tl.reshape(sums, (QUERIES * ROWS, 32)), QUERIES * ROWS)

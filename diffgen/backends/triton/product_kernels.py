@@ -32,7 +32,11 @@ def row_ids(rows, begins, segment, place, HAS_ROWS: tl.constexpr):
 
 @triton.jit
 def centred(bytes_):
-    """Bytes less 128, as int8."""
+    """Bytes less 128, as int8.
+
+    No load fills what is masked with 128, which would be 0 here: for NVIDIA, Triton 3.8.0 fills
+    words of 32 bits with the constant as a signed number, so that three of four bytes are 255.
+    """
     return (bytes_ ^ 128).to(tl.int8, bitcast=True)
 
 
@@ -88,7 +92,9 @@ def products(
     sums = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.int32)
     for begin in range(0, features, BLOCK_FEATURES):
         k = begin + tl.arange(0, BLOCK_FEATURES)[None, :]
-        stored = tl.load(row + k, mask=inside[:, None] & (k < features), other=128)
+        # What stands for a feature past the last meets a digit of 0, and products of a slot without
+        # a row are not read.
+        stored = tl.load(row + k, mask=inside[:, None] & (k < features), other=0)
         factor = tl.load(digit + k, mask=active[:, None] & (k < padded), other=0)
         sums = tl.dot(centred(stored), tl.trans(factor), sums, out_dtype=tl.int32)
     to = out + column.to(tl.int64)[None, :] * slots + slot[:, None]

@@ -159,18 +159,25 @@ def screen(
 
 
 @triton.jit
+def _steps_of(features):
+    """Steps of 32 lanes that a chain of 512 takes for what is left of a row."""
+    return (tl.minimum(features, 512) + 31) // 32
+
+
+@triton.jit
 def distances(row, ids_ok, x, scale, features, ROWS: tl.constexpr):
     """|x - scale (row - 128)|^2 of some rows, in the fixed order of 32 lanes."""
     total = tl.zeros((ROWS,), tl.float64)
     lane = tl.arange(0, 32)[None, :]
     for begin in range(0, features, 512):
         sums = tl.zeros((ROWS, 32), tl.float64)
-        for step in range(16):
+        for step in range(_steps_of(features - begin)):
             k = begin + step * 32 + lane
             ok = k < features
             here = tl.load(x + k, mask=ok, other=0.0)
-            stored = tl.load(row[:, None] + k, mask=ids_ok[:, None] & ok, other=128)
-            gap = here - scale * (stored.to(tl.float64) - 128.0)
+            stored = tl.load(row[:, None] + k, mask=ids_ok[:, None] & ok, other=0)
+            # Selected, for a load must not be filled with 128: see centred.
+            gap = here - scale * tl.where(ok, centred(stored), 0).to(tl.float64)
             sums += gap * gap
         total += sum_steps(sums, ROWS)
     return total
@@ -183,12 +190,13 @@ def excesses(row, ids_ok, anchor, x, scale, features, ROWS: tl.constexpr):
     lane = tl.arange(0, 32)[None, :]
     for begin in range(0, features, 512):
         sums = tl.zeros((ROWS, 32), tl.float64)
-        for step in range(16):
+        for step in range(_steps_of(features - begin)):
             k = begin + step * 32 + lane
             ok = k < features
             here = tl.load(x + k, mask=ok, other=0.0)
-            near = tl.load(anchor + k, mask=ok, other=128).to(tl.int32)
-            stored = tl.load(row[:, None] + k, mask=ids_ok[:, None] & ok, other=128).to(tl.int32)
+            # Past the features both are 0, and so is what they are apart.
+            near = tl.load(anchor + k, mask=ok, other=0).to(tl.int32)
+            stored = tl.load(row[:, None] + k, mask=ids_ok[:, None] & ok, other=0).to(tl.int32)
             apart = near - stored
             both = near + stored - 256
             far = 2.0 * here - scale * both.to(tl.float64)
@@ -258,12 +266,13 @@ def refine(
             sums = tl.zeros((16, 16), tl.int32)
             for begin in range(0, features, BLOCK_FEATURES):
                 k = begin + tl.arange(0, BLOCK_FEATURES)[None, :]
-                stored = tl.load(row[:, None] + k, mask=inside[:, None] & (k < features), other=128)
+                # As in products.
+                stored = tl.load(row[:, None] + k, mask=inside[:, None] & (k < features), other=0)
                 used = (plane < digits)[:, None] & (k < padded)
                 factor = tl.load(digit + k, mask=used, other=0)
-                sums = tl.dot(centred(stored), tl.trans(factor), sums, out_dtype=tl.int32)
+                sums = tl.dot(factor, tl.trans(centred(stored)), sums, out_dtype=tl.int32)
             power = tl.where(plane < digits, 8 * (digits - 1 - plane), 0).to(tl.int64)
-            product = tl.sum(sums.to(tl.int64) << power[None, :], axis=1)
+            product = tl.sum(sums.to(tl.int64) << power[:, None], axis=0)
             norm_factor = tl.load(numbers + NORM_FACTOR * batch + b)
             product_factor = tl.load(numbers + PRODUCT_FACTOR * batch + b)
             logit = log_weight - (norm_factor * norm - product_factor * product.to(tl.float64))

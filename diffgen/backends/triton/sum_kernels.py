@@ -101,9 +101,11 @@ def sum_whole_tiles(
                 stored = tl.load(
                     data + ((ids - first_row) * features)[:, None] + k[None, :],
                     mask=inside[:, None] & (k < features)[None, :],
-                    other=128,
+                    other=0,
                 )
-                stored = centred(stored)
+                # Rows that are not there meet digits of 0, and features past the last are not
+                # stored. The select is for Triton 3.8.0, which else reads the tile twice.
+                stored = tl.where((k < features)[None, :], centred(stored), 0)
                 used = known[:, None] & inside[None, :]
                 for low in tl.static_range(PLANES):
                     digit = tl.load(digits + low * digit_plane + place[None, :], mask=used, other=0)
@@ -188,8 +190,9 @@ def sum_kept_rows(
             stored = tl.load(
                 data + ((ids - first_row) * features)[:, None] + k[None, :],
                 mask=inside[:, None] & (k < features)[None, :],
-                other=128,
+                other=0,
             )
+            # A place without a row has a digit of 0.
             whole += tl.sum(z[:, None] * centred(stored).to(tl.int64), axis=0)
         first += count
         if unit >= 0:
