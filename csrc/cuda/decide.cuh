@@ -23,7 +23,7 @@ DIFFGEN_DEVICE void count_tiles(const Call& call, const QueryState& state, const
     if (own_row() < pair.count) {
         const double least = room.best.tiles[own_tile(call)] - state.query.cut;
         DIFFGEN_UNROLL_ALL
-        for (int i = 0; i < kEach; ++i) kept += own_row(i) < pair.count && logits[i] >= least;
+        for (int i = 0; i < kEach; ++i) kept += logits[i] >= least;
     }
     put_sum(call, room.chunk_count, kept);
     sync_threads();
@@ -98,7 +98,7 @@ DIFFGEN_DEVICE void weigh_rows(const Call& call, const QueryState& state, const 
     DIFFGEN_UNROLL_ALL
     for (int i = 0; i < kEach; ++i) {
         weights[i] = 0.0;
-        if (own < 0 || own_row(i) >= pair.count || !(logits[i] >= best - state.query.cut)) continue;
+        if (own < 0 || !(logits[i] >= best - state.query.cut)) continue;
         ++counts;
         weights[i] = fixed_exp(logits[i] - best);
         own_mass += fixed_round(weights[i] * kMassUnit);
@@ -127,7 +127,7 @@ DIFFGEN_DEVICE void write_weights(const Call& call, const Pair& pair, const Deci
     int64_t whole = 0;
     DIFFGEN_UNROLL_ALL
     for (int i = 0; i < kEach; ++i) {
-        int64_t z = own >= 0 ? fixed_round(weights[i] * unit_size) : 0;
+        int64_t z = fixed_round(weights[i] * unit_size);
         weighs |= static_cast<uint32_t>(z != 0) << i;
         whole += z;
         DIFFGEN_UNROLL_ALL

@@ -33,7 +33,6 @@ DIFFGEN_DEVICE void join_side_by_side(const ChainRoom& room, double margin) {
     const int at = thread_index();
     const double own = room.references[at];
     double largest = at == 0 ? larger(room.reference[0], own) : own;
-    sync_threads();
     room.references[at] = largest;
     sync_threads();
     for (int step = 1; step < kLinks; step *= 2) {
@@ -72,7 +71,6 @@ DIFFGEN_KERNEL(kPrepareThreads, 4) chain_parts(Call call) {
         room.squares[at] = part.nearest_square;
         room.quantised[at] = part.sums.quantised;
         room.masses[at] = part.sums.mass;
-        sync_threads();
         if (!query.sigma_is_zero) join_side_by_side(room, query.margin);
         sync_threads();
         if (at == 0) {
@@ -101,7 +99,6 @@ DIFFGEN_KERNEL(kPrepareThreads, 4) chain_parts(Call call) {
             call.joints[b * call.wave + local] = {room.olds[at], room.freshes[at]};
         }
     }
-    sync_threads();
     const int32_t resumes = room.resumes[0];
     if (at == 0) {
         call.totals[b] = total;

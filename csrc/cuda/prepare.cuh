@@ -194,14 +194,15 @@ DIFFGEN_DEVICE bool wants_nearest(const Query& query) {
     return query.finite && query.by_differences && !query.sigma_is_zero;
 }
 
-// Lists the numbers under `count` that are wanted, in their order, by a block. Returns how many.
+// Lists the numbers that are wanted, none of them `count` or more, in their order, by a block.
+// Returns how many there are.
 template <typename Wanted>
 DIFFGEN_DEVICE int32_t list_wanted(int64_t count, Shared<int32_t> counts, int32_t* list,
                                    Wanted wanted) {
     int32_t before = 0;
     for (int64_t first = 0; first < count; first += kListThreads) {
         const int64_t number = first + thread_index();
-        const bool listed = number < count && wanted(number);
+        const bool listed = wanted(number);
         const uint32_t mask = ballot(listed);
         if (lane_index() == 0) counts[warp_index()] = count_bits(mask);
         sync_threads();

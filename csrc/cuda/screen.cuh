@@ -107,7 +107,6 @@ DIFFGEN_KERNEL(kListThreads, 2) list_rest(Call call) {
     sync_threads();
     int32_t total = 0;
     for (int w = 0; w < kListThreads / 32; ++w) total += counts[w];
-    sync_threads();
     const int32_t enough = call.few ? kFewestLeftToFew : kFewestLeftInAll;
     const bool any = call.rest < 0 ? total >= enough : call.rest == 1;
     for (int64_t b = thread_index(); b < batch; b += kListThreads) {

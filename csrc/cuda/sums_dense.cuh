@@ -163,7 +163,7 @@ DIFFGEN_DEVICE void multiply_dense(Shared<uint8_t> memory, int base, int half, i
 template <int Digits>
 DIFFGEN_DEVICE void fold_unit(int side, int32_t end, Cursor& cursor, DenseSums<Digits>& sums,
                               double (&state)[2][4][2]) {
-    if (cursor.left == 0 || cursor.row_end != end) return;
+    if (cursor.row_end != end) return;
     const double old = cursor.unit->old;
     const double fresh = cursor.unit->fresh;
     DIFFGEN_UNROLL_ALL
