@@ -12,6 +12,10 @@ using namespace diffgen::u8;
 
 // Blocks that measure the rows' lengths.
 constexpr int kLengthBlocks = 256;
+// Passes over the rows, each with columns of its own.
+constexpr int64_t kForNearest = 0;
+constexpr int64_t kForSums = 1;
+constexpr int64_t kPasses = 2;
 // Queries whose weighted sums are formed together.
 constexpr int kGroup = 16;
 // Words of a bit for each row of a segment.
@@ -75,7 +79,7 @@ struct Call {
     int32_t tile;        // rows of a tile
     int32_t tile_shift;  // their binary logarithm
     int32_t tiles;       // of a segment, at most
-    bool for_nearest;    // this pass looks for nearest rows
+    int64_t pass;        // kForNearest or kForSums
     bool few;            // products by the kernel for few queries
     bool few_for_rest;   // the same, of the digits that did not screen
     bool for_rest;       // these products are of the digits that did not screen
@@ -84,16 +88,16 @@ struct Call {
     int32_t rest;
 
     // Of the problem:
-    int64_t* begins;      // (segments + 1,) first eligible row of each segment
-    double* lengths;      // (kLengthBlocks,) largest squared lengths
-    QueryState* queries;  // (batch,)
-    double* x;            // (batch, features)
-    int8_t* digits;       // (kQueryDigits, batch, stride)
-    int32_t* columns;     // (kQueryDigits batch,) those whose products are formed
-    int32_t* column_count;
-    State* totals;        // (batch,) of the segments so far
-    double* total_means;  // (batch, features)
-    int32_t* resumes;     // (batch,) segments of the wave before this one are not read
+    int64_t* begins;        // (segments + 1,) first eligible row of each segment
+    double* lengths;        // (kLengthBlocks,) largest squared lengths
+    QueryState* queries;    // (batch,)
+    double* x;              // (batch, features)
+    int8_t* digits;         // (kQueryDigits, batch, stride)
+    int32_t* columns;       // (kPasses, kQueryDigits batch) those whose products are formed
+    int32_t* column_count;  // (kPasses,)
+    State* totals;          // (batch,) of the segments so far
+    double* total_means;    // (batch, features)
+    int32_t* resumes;       // (batch,) segments of the wave before this one are not read
     // Of a wave:
     int32_t* products;      // (kQueryDigits batch, wave, kSegmentRows)
     uint32_t* left;         // (batch, wave, kWords) rows that the screen leaves

@@ -96,12 +96,10 @@ void sum_wave(Launcher& launcher, const Call& call) {
 
 template <bool Aligned>
 void run_waves(Launcher& launcher, Call& call) {
-    for (const bool for_nearest : {true, false}) {
-        call.for_nearest = for_nearest;
-        launcher.run(list_columns, 1, kListThreads, kListShared, call);
+    for (call.pass = 0; call.pass < kPasses; ++call.pass) {
         for (call.first = 0; call.first < call.segments; call.first += call.wave) {
             call.here = std::min(call.wave, call.segments - call.first);
-            if (for_nearest) {
+            if (call.pass == kForNearest) {
                 search_wave<Aligned>(launcher, call);
             } else {
                 sum_wave<Aligned>(launcher, call);
@@ -133,12 +131,12 @@ void run_batch(const Problem& problem, const MomentsOutput& output, void* scratc
     const bool aligned = !plan.always_masked && address % 16 == 0 && problem.features % 16 == 0;
     call.few = plan.few < 0 ? problem.batch <= kFewQueries : plan.few == 1;
     call.few_for_rest = plan.few < 0 ? problem.batch <= kFewForRest : plan.few == 1;
-    launcher.run(list_segments, parts_of(call.segments + 1, kPrepareThreads), kPrepareThreads, 0,
-                 call);
-    launcher.run(measure_lengths, kLengthBlocks, kPrepareThreads, 16 * kWarps, call);
+    launcher.run(survey_rows, kLengthBlocks + parts_of(call.segments + 1, kPrepareThreads),
+                 kPrepareThreads, 16 * kWarps, call);
     const int64_t chains = parts_of(problem.features, kChain);
     launcher.run(prepare_queries, problem.batch, kPrepareThreads,
                  8 * kSplitSums * (chains + 1) + 64 * kWarps, call);
+    launcher.run(list_columns, kPasses, kListThreads, kListShared, call);
     if (aligned) {
         run_waves<true>(launcher, call);
     } else {

@@ -27,8 +27,7 @@ DIFFGEN_DEVICE double block_largest(double value, Shared<double> room) {
 }
 
 // A thread finds the first eligible row of a segment.
-DIFFGEN_KERNEL(kPrepareThreads, 4) list_segments(Call call) {
-    const int64_t segment = block_index() * kPrepareThreads + thread_index();
+DIFFGEN_DEVICE void find_begin(const Call& call, int64_t segment) {
     if (segment > call.segments) return;
     const int64_t id = segment * kSegmentRows;
     int64_t low = 0;
@@ -48,7 +47,12 @@ DIFFGEN_KERNEL(kPrepareThreads, 4) list_segments(Call call) {
     call.begins[segment] = low;
 }
 
-DIFFGEN_KERNEL(kPrepareThreads, 4) measure_lengths(Call call) {
+// What is asked of the rows alone: the first blocks measure their lengths, the others cut segments.
+DIFFGEN_KERNEL(kPrepareThreads, 4) survey_rows(Call call) {
+    if (block_index() >= kLengthBlocks) {
+        find_begin(call, (block_index() - kLengthBlocks) * kPrepareThreads + thread_index());
+        return;
+    }
     SharedMemory memory;
     const Shared<double> room = memory.take<double>(kWarps);
     double largest = 0.0;
@@ -217,18 +221,19 @@ DIFFGEN_DEVICE int32_t list_wanted(int64_t count, Shared<int32_t> counts, int32_
     return before;
 }
 
-// One block lists the columns of the digits that screen.
+// A block for each pass lists the columns of the digits that screen: for nearest rows, for sums.
 DIFFGEN_KERNEL(kListThreads, 1) list_columns(Call call) {
     SharedMemory memory;
     const Shared<int32_t> counts = memory.take<int32_t>(kListThreads / 32);
     const int64_t batch = call.problem.batch;
-    const int32_t count =
-        list_wanted(kQueryDigits * batch, counts, call.columns, [&](int64_t column) {
-            const QueryState& state = call.queries[column % batch];
-            return column / batch < state.planes &&
-                   (call.for_nearest ? wants_nearest(state.query) : state.query.finite);
-        });
-    if (thread_index() == 0) *call.column_count = count;
+    const int64_t pass = block_index();
+    int32_t* const list = call.columns + pass * kQueryDigits * batch;
+    const int32_t count = list_wanted(kQueryDigits * batch, counts, list, [&](int64_t column) {
+        const QueryState& state = call.queries[column % batch];
+        return column / batch < state.planes &&
+               (pass == kForNearest ? wants_nearest(state.query) : state.query.finite);
+    });
+    if (thread_index() == 0) call.column_count[pass] = count;
 }
 
 }  // namespace

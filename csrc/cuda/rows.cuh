@@ -30,8 +30,8 @@ struct Columns {
 };
 
 DIFFGEN_DEVICE Columns columns_of(const Call& call, int64_t local) {
-    if (!call.for_rest) return {call.columns, *call.column_count};
     const int64_t most = kQueryDigits * call.problem.batch;
+    if (!call.for_rest) return {call.columns + call.pass * most, call.column_count[call.pass]};
     return {call.rest_columns + local * most, call.rest_count[local]};
 }
 

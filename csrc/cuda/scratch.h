@@ -75,8 +75,8 @@ inline int64_t cut(void* memory, int64_t wave, Call& call) {
     scratch.take(call.queries, batch);
     scratch.take(call.x, batch * features);
     scratch.take(call.digits, kQueryDigits * batch * digit_stride(features));
-    scratch.take(call.columns, kQueryDigits * batch);
-    scratch.take(call.column_count, 1);
+    scratch.take(call.columns, kPasses * kQueryDigits * batch);
+    scratch.take(call.column_count, kPasses);
     scratch.take(call.totals, batch);
     scratch.take(call.total_means, batch * features);
     scratch.take(call.resumes, batch);
