@@ -74,7 +74,8 @@ def states(segments: int, batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor
 @pytest.mark.parametrize("batch", [1, 31, 33])
 def test_chain_and_means_have_the_bits_of_the_rules(device: torch.device, batch: int) -> None:
     features, waves, segments = 261, 3, 4
-    totals, means = merge.empty_totals(batch, features, device)
+    totals, means = merge.room_for_totals(batch, features, device)
+    totals.fill_(math.nan)
     means.fill_(math.nan)
     want = [[-math.inf, math.inf, *[0.0] * 6] for _ in range(batch)]
     sums = torch.full((batch, features), math.nan, dtype=torch.float64)
@@ -83,7 +84,7 @@ def test_chain_and_means_have_the_bits_of_the_rules(device: torch.device, batch:
         rng = torch.Generator().manual_seed(wave)
         rows = torch.randn(batch, segments, features, generator=rng, dtype=torch.float64)
         factors = merge.chain_segments(
-            totals, parts.to(device), numbers.to(device), flags.to(device)
+            totals, parts.to(device), numbers.to(device), flags.to(device), begun=wave > 0
         )
         unread = (factors[1] == 0).T.cpu()
         given = rows.masked_fill(unread[..., None], math.nan)
@@ -106,8 +107,11 @@ def test_segments_that_a_later_one_replaces_are_not_read(device: torch.device) -
     parts, numbers, flags, _ = states(5, 3, 1)
     parts[0] = torch.tensor([-5.0, 0.0, 100.0, -math.inf, 99.0], dtype=torch.float64)[:, None]
     parts[1] = torch.tensor([9.0, 5.0, 1.0, math.inf, 1.0], dtype=torch.float64)[:, None]
-    totals, _ = merge.empty_totals(3, 1, device)
-    factors = merge.chain_segments(totals, parts.to(device), numbers.to(device), flags.to(device))
+    totals, _ = merge.room_for_totals(3, 1, device)
+    totals.fill_(math.nan)
+    factors = merge.chain_segments(
+        totals, parts.to(device), numbers.to(device), flags.to(device), begun=False
+    )
     assert factors[1, :4].cpu().tolist() == [[0.0] * 3, [0.0] * 3, [1.0] * 3, [0.0] * 3]
     assert (factors[1, 4] > 0).all()
     assert (factors[0, :2] == 1).all()

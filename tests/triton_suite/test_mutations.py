@@ -144,6 +144,8 @@ CASES: dict[str, Callable[[ModuleType], Results]] = {
     "unit_kernels": BYTES,
     "float_product_kernels": functools.partial(moments, torch.float32),
     "float_row_kernels": functools.partial(moments, torch.float32),
+    "float_query_kernels": functools.partial(moments, torch.float32),
+    "set_kernels": functools.partial(moments, torch.float32),
 }
 MASKS = [mask for module in CASES for mask in mutants.masks_of(module)]
 QUICK = ("nearest_kernels",)

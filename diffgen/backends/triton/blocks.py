@@ -46,6 +46,9 @@ class Wave:
 def on_device(problem: Problem) -> Problem:
     """The problem with all but its rows where its queries are: 8 or 16 bytes a row are copied."""
     device = problem.query.device
+    parts = (problem.norms, problem.log_weights, problem.rows)
+    if all(part is None or part.device == device for part in parts):
+        return problem
 
     def moved(part: Tensor | None) -> Tensor | None:
         return None if part is None else part.to(device, non_blocking=True)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton import anchor_kernels, row_kernels, unit_kernels
-from diffgen.backends.triton.blocks import Blocks, Wave, begins_of, on_device, segments_at_once
+from diffgen.backends.triton.blocks import Blocks, Wave, on_device, segments_at_once
 from diffgen.backends.triton.bytes_configs import SUM_QUERIES, bytes_config, products_config
 from diffgen.backends.triton.bytes_queries import SHIFT, Queries, prepare
 from diffgen.backends.triton.configs import Config, architecture_of
@@ -23,6 +22,7 @@ from diffgen.backends.triton.layout import (
     SEGMENT_ROWS,
     STATE,
     WEIGHT_DIGITS,
+    cdiv,
     tile_rows,
 )
 from diffgen.backends.triton.merge import (
@@ -30,11 +30,13 @@ from diffgen.backends.triton.merge import (
     chain_segments,
     empty_totals,
     finish,
+    room_for_totals,
 )
 from diffgen.backends.triton.product_kernels import products
+from diffgen.backends.triton.segments import measure
 from diffgen.backends.triton.sum_kernels import sum_kept_rows, sum_whole_tiles
 
-SCRATCH_BYTES = 2**28
+SCRATCH_BYTES = 2**30
 """What the buffers of a wave may take, if it holds more than one segment."""
 
 _PLANES_OF_A_MEAN = 4
@@ -65,7 +67,8 @@ class BytesMoments:
         self.batch, self.features = problem.query.shape
         self.tile_rows = tile_rows(self.features)
         self.tiles = SEGMENT_ROWS // self.tile_rows
-        self.begins = begins_of(self.problem)
+        self.segments = measure(self.problem)
+        self.begins = self.segments.begins
         self.score = mean_dtype == torch.float64 or problem.query.dtype == torch.float64
         self.planes = _PLANES_OF_A_MEAN if not (functionals or self.score) else WEIGHT_DIGITS
 
@@ -89,7 +92,7 @@ class BytesMoments:
         chosen = self._config(products_config(self.batch))
         grid = (
             slots // chosen.blocks["BLOCK_ROWS"],
-            triton.cdiv(QUERY_DIGITS * self.batch, chosen.blocks["BLOCK_COLUMNS"]),
+            cdiv(QUERY_DIGITS * self.batch, chosen.blocks["BLOCK_COLUMNS"]),
         )
         products[grid](
             wave.data,
@@ -116,7 +119,7 @@ class BytesMoments:
             "HAS_WEIGHTS": self.problem.log_weights is not None,
         }
 
-    def find_anchors(self, queries: Queries, wave: Wave, planes: Tensor, least: Tensor) -> None:
+    def find_anchors(self, queries: Queries, wave: Wave, planes: Tensor) -> None:
         """Takes the wave's nearest rows into the anchors."""
         problem, batch, segments = self.problem, self.batch, wave.segments
         slots = segments * SEGMENT_ROWS
@@ -146,7 +149,7 @@ class BytesMoments:
         anchor_kernels.set_anchors[(batch,)](
             best,
             best_ids,
-            least,
+            queries.least,
             queries.numbers,
             queries.flags,
             batch,
@@ -154,7 +157,7 @@ class BytesMoments:
             **self._config("anchors").options(),
         )
         chosen = self._config("take_anchors")
-        anchor_kernels.take_anchors[(batch, triton.cdiv(self.features, chosen.blocks["BLOCK"]))](
+        anchor_kernels.take_anchors[(batch, cdiv(self.features, chosen.blocks["BLOCK"]))](
             wave.data,
             queries.anchors,
             queries.flags,
@@ -272,19 +275,19 @@ class BytesMoments:
                 **shape,
                 **self._config("functionals").options(),
             )
-        states, _ = empty_totals(segments * batch, 0, self.device)
-        states = states.view(STATE, segments, batch)
-        factors = chain_segments(states, parts, queries.numbers, queries.flags)
-        segment_factors = chain_segments(totals, states, queries.numbers, queries.flags)
+        states = self._empty(STATE, segments, batch)
+        of_queries = (queries.numbers, queries.flags)
+        factors = chain_segments(states, parts, *of_queries, begun=False)
+        segment_factors = chain_segments(totals, states, *of_queries, begun=wave.first > 0)
         part_means = self._empty(batch, segments, self.features)
         shared = (factors, steps, segment_factors, part_means, batch, self.features)
         place = (wave.first, segments, wave.first_row)
         whole = self._config("whole_tiles")
         sum_whole_tiles[
             (
-                triton.cdiv(self.features, whole.blocks["BLOCK_FEATURES"]),
+                cdiv(self.features, whole.blocks["BLOCK_FEATURES"]),
                 segments,
-                triton.cdiv(batch, SUM_QUERIES),
+                cdiv(batch, SUM_QUERIES),
             )
         ](
             wave.data,
@@ -301,9 +304,7 @@ class BytesMoments:
             **whole.options(),
         )
         picked = self._config("kept_rows")
-        sum_kept_rows[
-            (triton.cdiv(self.features, picked.blocks["BLOCK_FEATURES"]), segments, batch)
-        ](
+        sum_kept_rows[(cdiv(self.features, picked.blocks["BLOCK_FEATURES"]), segments, batch)](
             wave.data,
             problem.rows,
             self.begins,
@@ -322,24 +323,26 @@ class BytesMoments:
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean ``(B, D)``, logsumexp ``(B,)`` and functionals ``(B, 3)`` or ``(B, 0)``."""
-        totals, means = empty_totals(self.batch, self.features, self.device)
         problem = self.problem
+        room = room_for_totals if self.blocks.segments > 0 else empty_totals
+        totals, means = room(self.batch, self.features, self.device)
         if self.batch > 0:
-            queries = prepare(self.problem, self.functionals, self.score, self.architecture)
+            queries = prepare(
+                problem, self.segments, self.functionals, self.score, self.architecture
+            )
             at_once = self.segments_of_a_wave()
-            least = torch.full((self.batch,), torch.inf, dtype=torch.float64, device=self.device)
             planes = None
             for wave in self.blocks.waves(at_once):
                 alone = wave.segments == self.blocks.segments
                 formed = self.products(queries, wave, anchors_only=not alone)
-                self.find_anchors(queries, wave, formed, least)
+                self.find_anchors(queries, wave, formed)
                 planes = formed if alone else None
             for wave in self.blocks.waves(at_once):
                 formed = self.products(queries, wave, False) if planes is None else planes
                 logits = self.logits(queries, wave, formed)
                 self.add(queries, wave, logits, totals, means)
         else:
-            queries = Queries(*(self._empty(0, 0),) * 5)
+            queries = Queries(*(self._empty(0, 0),) * 6)
         return finish(
             totals,
             means,

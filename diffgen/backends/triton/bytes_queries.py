@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton import query_kernels
 from diffgen.backends.triton.bytes_configs import bytes_config
-from diffgen.backends.triton.layout import CHAIN, FLAGS, NUMBERS, QUERY_DIGITS
+from diffgen.backends.triton.layout import CHAIN, FLAGS, NUMBERS, QUERY_DIGITS, cdiv
+from diffgen.backends.triton.segments import Segments
 
 SHIFT = 128.0
 """What is taken from a stored byte."""
@@ -37,6 +37,7 @@ class Queries:
         numbers: ``(NUMBERS, B)`` float64.
         flags: ``(FLAGS, B)`` int64.
         anchors: A nearest row for each query that asks for one, ``(B, D)`` uint8.
+        least: The anchors' squared distances, ``(B,)`` float64; infinite as long as there is none.
     """
 
     moved: Tensor
@@ -44,20 +45,24 @@ class Queries:
     numbers: Tensor
     flags: Tensor
     anchors: Tensor
+    least: Tensor
 
 
-def prepare(problem: Problem, functionals: bool, score: bool, architecture: str) -> Queries:
+def prepare(
+    problem: Problem, segments: Segments, functionals: bool, score: bool, architecture: str
+) -> Queries:
     """The queries of a problem in fixed point, with what decides them; all but the anchors' rows.
 
     Args:
         problem: All but its rows on the device of its queries; at least one query.
+        segments: Of its rows.
         functionals: Whether they are asked for.
         score: Whether the mean will be divided by sigma.
         architecture: Of the device, as ``configs`` names it.
     """
     batch, features = problem.query.shape
     device = problem.query.device
-    padded = triton.cdiv(features, _PADDING) * _PADDING
+    padded = cdiv(features, _PADDING) * _PADDING
 
     def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -77,7 +82,7 @@ def prepare(problem: Problem, functionals: bool, score: bool, architecture: str)
         HAS_ALPHA=problem.alpha is not None,
         **options("move"),
     )
-    chains = triton.cdiv(padded, CHAIN)
+    chains = cdiv(padded, CHAIN)
     digits = empty(QUERY_DIGITS, batch, padded, dtype=torch.int8)
     sums = empty(chains, query_kernels.SPLIT_SUMS, batch)
     query_kernels.split[(batch, chains)](
@@ -90,18 +95,11 @@ def prepare(problem: Problem, functionals: bool, score: bool, architecture: str)
         padded,
         **options("split"),
     )
-    norms = problem.norms
-    if problem.rows is not None:
-        norms = norms.index_select(0, problem.rows)
-    eligible = norms.shape[0]
-    zero = norms.new_zeros(1)
-    longest = torch.cat([norms, zero]).amax() if eligible == 0 else norms.amax()
-    typical = zero[0] if eligible == 0 else norms.mean()
-    lengths = torch.stack([longest, typical])
     numbers = empty(NUMBERS, batch)
-    flags = torch.zeros(FLAGS, batch, dtype=torch.int64, device=device)
+    flags = empty(FLAGS, batch, dtype=torch.int64)
+    least = empty(batch)
     deciding = options("decide")
-    query_kernels.decide[(triton.cdiv(batch, deciding["BLOCK"]),)](
+    query_kernels.decide[(cdiv(batch, deciding["BLOCK"]),)](
         numbers,
         flags,
         sums,
@@ -109,12 +107,14 @@ def prepare(problem: Problem, functionals: bool, score: bool, architecture: str)
         problem.sigma,
         problem.alpha,
         problem.exclude,
-        lengths,
+        segments.lengths,
+        least,
         batch,
         chains,
         features,
         problem.data.shape[0],
-        eligible,
+        segments.eligible,
+        segments.count,
         _most_digits(features),
         ORIGIN=origin,
         SCALE=problem.scale,
@@ -125,4 +125,4 @@ def prepare(problem: Problem, functionals: bool, score: bool, architecture: str)
         **deciding,
     )
     anchors = empty(batch, features, dtype=torch.uint8)
-    return Queries(moved, digits, numbers, flags, anchors)
+    return Queries(moved, digits, numbers, flags, anchors, least)

@@ -49,4 +49,6 @@ def architecture_of(device: torch.device) -> str:
 def default(table: Table, kernel: str, architecture: str) -> Config:
     """What a table has for a kernel on an architecture: the entry of the longest name that fits."""
     entries = table[kernel]
+    if len(entries) == 1:
+        return entries[""]
     return entries[max((name for name in entries if architecture.startswith(name)), key=len)]

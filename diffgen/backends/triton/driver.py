@@ -66,7 +66,7 @@ def _moments(problem: Problem, functionals: bool, top_k: int, mean_dtype: torch.
     if top_k > 0:
         return mean, logsumexp, fields, *nearest(problem, top_k)
     none = logsumexp.new_empty(logsumexp.shape[0], 0)
-    return mean, logsumexp, fields, none.to(torch.int64), none
+    return mean, logsumexp, fields, torch.empty_like(none, dtype=torch.int64), none
 
 
 def covariance_product(problem: Problem, inputs: CovarianceInputs) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from diffgen.backends.triton.configs import Config
 from diffgen.backends.triton.tuned import chosen
 
@@ -17,6 +15,10 @@ def _tile(rows: int, queries: int, block: int, warps: int = 4, stages: int = 3) 
 
 # The interpreter ("cpu") takes as long for a large tile as for a small one.
 CONFIGS: dict[str, dict[str, Config]] = {
+    "prepare_queries": {"": Config({"BLOCK": 1024}, warps=8)},
+    "raise_floors": {"": Config({"TILES": 256, "LANES": 4})},
+    "best_of_segments": {"": Config(warps=4)},
+    "choose_anchors": {"": Config({"BLOCK": 1024}, warps=8)},
     # Eight warps, for bounds are float64: a thread has those of 16 pairs.
     "screen_rows": {
         "": _tile(64, 64, 64, warps=8),
@@ -55,7 +57,7 @@ def float_config(kernel: str, architecture: str, batch: int) -> Config:
     queries = FEWEST_QUERIES
     while queries < min(batch, config.blocks["QUERIES"]):
         queries *= 2
-    return replace(config, blocks={**config.blocks, "QUERIES": queries})
+    return Config({**config.blocks, "QUERIES": queries}, config.warps, config.stages)
 
 
 def screen_precision(architecture: str) -> str:

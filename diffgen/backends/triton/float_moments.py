@@ -11,24 +11,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton import layout, merge
-from diffgen.backends.triton.blocks import (
-    Blocks,
-    Wave,
-    begins_of,
-    on_device,
-    segments_at_once,
-)
+from diffgen.backends.triton.blocks import Blocks, Wave, on_device, segments_at_once
 from diffgen.backends.triton.configs import architecture_of
 from diffgen.backends.triton.float_configs import float_config, screen_precision
 from diffgen.backends.triton.float_product_kernels import multiply_rows, screen_rows
 from diffgen.backends.triton.float_queries import Queries, prepare
+from diffgen.backends.triton.float_query_kernels import (
+    best_of_segments,
+    choose_anchors,
+    raise_floors,
+)
 from diffgen.backends.triton.float_row_kernels import decide_rows, sum_rows, weigh_rows
-from diffgen.backends.triton.layout import SEGMENT_ROWS
+from diffgen.backends.triton.layout import SEGMENT_ROWS, cdiv
+from diffgen.backends.triton.segments import measure
 
 LOGIT_BYTES = 2**30
 """The most that the logits of a wave of several segments take."""
@@ -74,24 +73,24 @@ class FloatMoments:
             mean_dtype: float32 or float64; see ``prepare``.
         """
         self.problem = problem
-        self.queries: Queries = prepare(problem, mean_dtype)
-        self.blocks = Blocks(problem)
-        self.begins = begins_of(problem)
         batch, features = problem.query.shape
         self.batch, self.features, self.device = batch, features, problem.query.device
-        self.totals, self.total_means = merge.empty_totals(batch, features, self.device)
         self.architecture = architecture_of(self.device)
-        segments = min(self.blocks.segments, MOST_SEGMENTS)
-        self.at_once = segments_at_once(8 * SEGMENT_ROWS * batch, LOGIT_BYTES, segments)
+        self.blocks = Blocks(problem)
+        segments = measure(problem)
+        self.begins = segments.begins
+        self.queries: Queries = prepare(
+            problem, segments, mean_dtype, self._options("prepare_queries")
+        )
+        self.totals, self.total_means = merge.room_for_totals(batch, features, self.device)
+        at_most = min(self.blocks.segments, MOST_SEGMENTS)
+        self.at_once = segments_at_once(8 * SEGMENT_ROWS * batch, LOGIT_BYTES, at_most)
         self.means_at_once = segments_at_once(8 * features * batch, MEAN_BYTES, self.at_once)
         self.logits = self._empty(batch * SEGMENT_ROWS * self.at_once)
         self.means = self._empty(batch * self.means_at_once * features)
-        lowest = torch.full((batch,), -torch.inf, dtype=torch.float64, device=self.device)
-        self.best_lower = lowest  # of the true logits, by the screen
-        self.best = lowest  # by products
-        self.floors = lowest
-        self.decide_floors = lowest
-        self.anchors = torch.zeros_like(self.queries.x)
+        self.floors = self._empty(batch)  # of logits, by the screen
+        self.decide_floors = self._empty(batch)  # of logits by products
+        self.anchors = self._empty(batch, features)
         # What kernels take of the rows beside a wave's values; what is not read may be anything.
         self.of_rows = {
             "log_weights": problem.norms if problem.log_weights is None else problem.log_weights,
@@ -118,13 +117,11 @@ class FloatMoments:
         whole = False
         for wave in self.blocks.waves(self.at_once):
             self.form(wave)
-            self.note_best(wave)
+            self.choose(wave)
             if wave.segments == self.blocks.segments:
                 whole = True
-                self.settle()
                 self.absorb(wave)
         if not whole:
-            self.settle()
             for wave in self.blocks.waves(self.at_once):
                 self.form(wave)
                 self.absorb(wave)
@@ -161,21 +158,20 @@ class FloatMoments:
     def _tiles(self, wave: Wave, options: dict[str, Any]) -> tuple[int, int]:
         """Tiles of rows, and all pairs of them and tiles of queries."""
         rows = SEGMENT_ROWS * wave.segments // options["ROWS"]
-        return rows, rows * triton.cdiv(self.batch, options["QUERIES"])
+        return rows, rows * cdiv(self.batch, options["QUERIES"])
 
     def form(self, wave: Wave) -> None:
         """Logits of a wave by products; those of tiles that cannot count are -inf."""
         queries = self.queries
         if queries.piece is not None:
-            self.best_lower = torch.maximum(self.best_lower, self.screen(wave).amax(0))
-            self.floors = self.best_lower - queries.numbers[layout.MARGIN.value]
+            self.raise_floors(self.screen(wave))
         options = self._options("multiply_rows")
         _, programs = self._tiles(wave, options)
         multiply_rows[(programs,)](
             x=queries.x,
             floors=self.floors,
             logits=self.logits,
-            steps=triton.cdiv(self.features, options["BLOCK"]),
+            steps=cdiv(self.features, options["BLOCK"]),
             SCREENED=queries.piece is not None,
             norms=self.problem.norms,
             **self._rows_and_queries(wave),
@@ -199,32 +195,53 @@ class FloatMoments:
         )
         return lowers
 
-    def note_best(self, wave: Wave) -> None:
-        """The best logit by products so far, and the values of that row."""
-        slots = SEGMENT_ROWS * wave.segments
-        best, slot = self.logits[: self.batch * slots].view(self.batch, slots).max(1)
-        better = best > self.best
-        self.best = torch.where(better, best, self.best)
-        # Where no row counts the slot may be past the last one: any row will do.
-        position = self.begins[wave.first + slot // SEGMENT_ROWS] + slot % SEGMENT_ROWS
-        ids = position
-        if self.problem.rows is not None:
-            ids = self.problem.rows[position.clamp(max=len(self.problem.rows) - 1)]
-        local = (ids - wave.first_row).clamp(0, len(wave.data) - 1)
-        found = wave.data.index_select(0, local).to(torch.float64)
-        self.anchors = torch.where(better[:, None], found, self.anchors)
+    def raise_floors(self, lowers: Tensor) -> None:
+        """Takes each tile's lower bound, ``(tiles, B)``, into the floors of the products."""
+        options = self._options("raise_floors")
+        raise_floors[(cdiv(self.batch, options["LANES"]),)](
+            lowers,
+            self.queries.numbers,
+            self.queries.screen,
+            self.floors,
+            self.batch,
+            lowers.shape[0],
+            **options,
+        )
 
-    def settle(self) -> None:
-        """Refers the logits of refined queries to their anchors."""
-        numbers, flags = self.queries.numbers, self.queries.flags
-        alpha, kappa = numbers[layout.ALPHA.value], numbers[layout.KAPPA.value]
-        apart = (self.queries.x - alpha[:, None] * self.anchors).square().sum(1)
-        apart = torch.where(flags[layout.SIGMA_IS_ZERO.value] != 0, 0.0, kappa * apart)
-        constant = numbers[layout.CONSTANT.value]
-        refined = flags[layout.BY_DIFFERENCES.value] != 0
-        numbers[layout.CONSTANT.value] = torch.where(refined, apart, constant)
-        margin = numbers[layout.MARGIN.value] + self.queries.slack
-        self.decide_floors = self.best - margin
+    def choose(self, wave: Wave) -> None:
+        """The best logits by products so far: anchors, and what refers to them."""
+        queries, count = self.queries, wave.segments
+        tops = self._empty(self.batch, count)
+        places = torch.empty(self.batch, count, dtype=torch.int64, device=self.device)
+        best_of_segments[(self.batch, count)](
+            self.logits,
+            tops,
+            places,
+            self.batch,
+            SEGMENT_ROWS * count,
+            count,
+            **self._options("best_of_segments"),
+        )
+        choose_anchors[(self.batch,)](
+            wave.data,
+            self.places["rows"],
+            self.begins,
+            queries.x,
+            tops,
+            places,
+            queries.numbers,
+            queries.flags,
+            queries.screen,
+            self.anchors,
+            self.decide_floors,
+            self.batch,
+            self.features,
+            count,
+            wave.first,
+            wave.first_row,
+            SUBSET=self.places["SUBSET"],
+            **self._options("choose_anchors"),
+        )
 
     def absorb(self, wave: Wave) -> None:
         """Logits of a wave into weights, and its rows into the totals."""
@@ -249,17 +266,21 @@ class FloatMoments:
             **self._sizes(wave),
             **self._options("weigh_rows"),
         )
-        factors = merge.chain_segments(self.totals, parts, queries.numbers, queries.flags)
+        factors = merge.chain_segments(
+            self.totals, parts, queries.numbers, queries.flags, begun=wave.first > 0
+        )
         for first in range(0, count, self.means_at_once):
             self.add_means(wave, factors, first, min(self.means_at_once, count - first))
 
     def add_means(self, wave: Wave, factors: Tensor, first: int, count: int) -> None:
         """Weighted sums of some segments of a wave into the totals."""
-        some = factors[:, first : first + count].contiguous()
+        some = factors
+        if count < wave.segments:
+            some = factors[:, first : first + count].contiguous()
         means = self.means[: self.batch * count * self.features]
         options = self._options("sum_rows")
-        blocks = triton.cdiv(self.features, options["BLOCK"])
-        sum_rows[(triton.cdiv(self.batch, options["QUERIES"]), blocks, count)](
+        blocks = cdiv(self.features, options["BLOCK"])
+        sum_rows[(cdiv(self.batch, options["QUERIES"]), blocks, count)](
             weights=self.logits,
             factors=some,
             means=means,

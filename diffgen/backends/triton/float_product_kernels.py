@@ -8,13 +8,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from diffgen.backends.triton.float_queries import FACTOR, LEVEL, SLOPE
 from diffgen.backends.triton.layout import (
     ALPHA,
     EXCLUDE,
+    FACTOR,
     KAPPA,
+    LEVEL,
     SEGMENT_ROWS,
     SIGMA_IS_ZERO,
+    SLOPE,
 )
 
 _SEGMENT_ROWS = tl.constexpr(SEGMENT_ROWS)

@@ -46,6 +46,15 @@ PLANES = tl.constexpr(5)
 ANCHOR = tl.constexpr(6)  # row id
 FLAGS = 7
 
+# What floating-point sets know of a query beside, rows of a float64 tensor (SCREEN_NUMBERS, B).
+FACTOR = tl.constexpr(0)  # of a product with the piece, in nats
+SLOPE = tl.constexpr(1)  # bound on the screen's error for each unit of the row's length, in nats
+LEVEL = tl.constexpr(2)  # the rest of the bound, in nats
+SLACK = tl.constexpr(3)  # twice the bound on the error of a logit by products, in nats
+LOWER = tl.constexpr(4)  # the best lower bound on a logit by the screen so far
+BEST = tl.constexpr(5)  # the best logit by products so far
+SCREEN_NUMBERS = 6
+
 # The state of a posterior, rows of a float64 tensor (STATE, ..., B).
 REFERENCE = tl.constexpr(0)
 NEAREST_SQUARE = tl.constexpr(1)
@@ -56,6 +65,11 @@ SQUARED_WEIGHTS = tl.constexpr(5)
 LOGITS = tl.constexpr(6)
 NORMS = tl.constexpr(7)
 STATE = 8
+
+
+def cdiv(count: int, size: int) -> int:
+    """How many blocks of a size cover a count; ``triton.cdiv`` takes far longer on the host."""
+    return -(-count // size)
 
 
 def tile_rows(features: int) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
-from diffgen.backends.triton.layout import NEAREST_SQUARE, REFERENCE, STATE
+from diffgen.backends.triton.layout import NEAREST_SQUARE, REFERENCE, STATE, cdiv
 from diffgen.backends.triton.merge_kernels import (
     merge_means,
     segment_chain,
@@ -32,15 +31,24 @@ def _launch(name: str) -> dict[str, object]:
     return {"num_warps": WARPS[name], "enable_fp_fusion": False}
 
 
-def empty_totals(batch: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The state of no rows, ``(8, B)``, and room for the mean's sums, ``(B, D)``, both float64."""
-    totals = torch.zeros(STATE, batch, dtype=torch.float64, device=device)
-    totals[REFERENCE.value].fill_(-torch.inf)
-    totals[NEAREST_SQUARE.value].fill_(torch.inf)
+def room_for_totals(batch: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for a state, ``(8, B)``, and for the mean's sums, ``(B, D)``, both float64."""
+    totals = torch.empty(STATE, batch, dtype=torch.float64, device=device)
     return totals, torch.empty(batch, features, dtype=torch.float64, device=device)
 
 
-def chain_segments(totals: Tensor, parts: Tensor, numbers: Tensor, flags: Tensor) -> Tensor:
+def empty_totals(batch: int, features: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same with the state of no rows: what a call without segments ends with."""
+    totals, means = room_for_totals(batch, features, device)
+    totals.zero_()
+    totals[REFERENCE.value].fill_(-torch.inf)
+    totals[NEAREST_SQUARE.value].fill_(torch.inf)
+    return totals, means
+
+
+def chain_segments(
+    totals: Tensor, parts: Tensor, numbers: Tensor, flags: Tensor, *, begun: bool
+) -> Tensor:
     """Merges a wave's segments, or a segment's units, into the totals in place.
 
     Args:
@@ -48,6 +56,7 @@ def chain_segments(totals: Tensor, parts: Tensor, numbers: Tensor, flags: Tensor
         parts: ``(8, W, ...)`` float64.
         numbers: ``(NUMBERS, B)`` float64.
         flags: ``(FLAGS, B)`` int64.
+        begun: Whether the totals hold a state; otherwise they are taken for that of no rows.
 
     Returns:
         Factors ``(2, W, ...)`` float64; the mean of a segment whose second factor is 0 is not
@@ -57,7 +66,7 @@ def chain_segments(totals: Tensor, parts: Tensor, numbers: Tensor, flags: Tensor
     batch = totals[0].numel()
     factors = torch.empty(2, *parts.shape[1:], dtype=torch.float64, device=parts.device)
     if batch > 0:
-        grid = (triton.cdiv(batch, CHAIN_QUERIES),)
+        grid = (cdiv(batch, CHAIN_QUERIES),)
         segment_chain[grid](
             totals,
             parts,
@@ -67,6 +76,7 @@ def chain_segments(totals: Tensor, parts: Tensor, numbers: Tensor, flags: Tensor
             batch,
             numbers.shape[1],
             segments,
+            int(begun),
             QUERIES=CHAIN_QUERIES,
             **_launch("segment_chain"),
         )
@@ -77,7 +87,7 @@ def add_means(total_means: Tensor, part_means: Tensor, factors: Tensor) -> None:
     """Merges a wave's sums ``(B, W, D)`` into ``(B, D)`` in place, by the factors of the chain."""
     batch, segments, features = part_means.shape
     if batch > 0:
-        merge_means[(batch, triton.cdiv(features, FEATURES))](
+        merge_means[(batch, cdiv(features, FEATURES))](
             total_means,
             part_means,
             factors,
@@ -121,7 +131,7 @@ def finish(
     fields = torch.empty(batch, 3 if functionals else 0, dtype=torch.float64, device=totals.device)
     if batch == 0:
         return mean, logsumexp, fields
-    write_means[(batch, triton.cdiv(features, FEATURES))](
+    write_means[(batch, cdiv(features, FEATURES))](
         totals,
         total_means,
         flags,
@@ -133,7 +143,7 @@ def finish(
         BLOCK=FEATURES,
         **_launch("write_means"),
     )
-    write_numbers[(triton.cdiv(batch, CHAIN_QUERIES),)](
+    write_numbers[(cdiv(batch, CHAIN_QUERIES),)](
         totals,
         numbers,
         flags,

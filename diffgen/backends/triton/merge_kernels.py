@@ -37,16 +37,26 @@ def _top(a, b):
     return tl.where(a < b, b, a)
 
 
-@triton.jit(do_not_specialize=["batch", "queries", "segments"])
+@triton.jit(do_not_specialize=["batch", "queries", "segments", "begun"])
 def segment_chain(
-    totals, parts, factors, numbers, flags, batch, queries, segments, QUERIES: tl.constexpr
+    totals,
+    parts,
+    factors,
+    numbers,
+    flags,
+    batch,
+    queries,
+    segments,
+    begun,
+    QUERIES: tl.constexpr,
 ):
     """Merges states into the totals, but for their means: a wave's segments, or a segment's units.
 
     Lane b is of query b modulo ``queries``: the segments of a wave may be lanes side by side.
 
     Args:
-        totals: ``(8, B)`` float64, the state before the wave; becomes that after it.
+        totals: ``(8, B)`` float64, the state before the wave if it has ``begun``; becomes that
+            after it.
         parts: ``(8, W, B)`` float64, the segments' states.
         factors: ``(2, W, B)`` float64, output: what the mean so far and the segment's own are
             multiplied with; 1 and 0 where the segment's does not matter in the end.
@@ -55,6 +65,7 @@ def segment_chain(
         batch: B, the lanes.
         queries: Columns of ``numbers`` and ``flags``.
         segments: W.
+        begun: 0 where nothing has been merged yet.
         QUERIES: Lanes of a program.
     """
     b = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)
@@ -64,15 +75,16 @@ def segment_chain(
     query = b % queries
     margin = tl.load(numbers + MARGIN * queries + query, mask=inside, other=0.0)
     sigma_is_zero = tl.load(flags + SIGMA_IS_ZERO * queries + query, mask=inside, other=0) != 0
-    # Beyond the batch all is empty.
-    reference = tl.load(totals + REFERENCE * stride + b, mask=inside, other=-float("inf"))
-    nearest = tl.load(totals + NEAREST_SQUARE * stride + b, mask=inside, other=float("inf"))
-    quantised = tl.load(totals + QUANTISED * stride + b, mask=inside, other=0.0)
-    mass = tl.load(totals + MASS * stride + b, mask=inside, other=0.0)
-    weights = tl.load(totals + WEIGHTS * stride + b, mask=inside, other=0.0)
-    squares = tl.load(totals + SQUARED_WEIGHTS * stride + b, mask=inside, other=0.0)
-    logits = tl.load(totals + LOGITS * stride + b, mask=inside, other=0.0)
-    norms = tl.load(totals + NORMS * stride + b, mask=inside, other=0.0)
+    # Beyond the batch, and at the beginning, all is empty.
+    known = inside & (begun != 0)
+    reference = tl.load(totals + REFERENCE * stride + b, mask=known, other=-float("inf"))
+    nearest = tl.load(totals + NEAREST_SQUARE * stride + b, mask=known, other=float("inf"))
+    quantised = tl.load(totals + QUANTISED * stride + b, mask=known, other=0.0)
+    mass = tl.load(totals + MASS * stride + b, mask=known, other=0.0)
+    weights = tl.load(totals + WEIGHTS * stride + b, mask=known, other=0.0)
+    squares = tl.load(totals + SQUARED_WEIGHTS * stride + b, mask=known, other=0.0)
+    logits = tl.load(totals + LOGITS * stride + b, mask=known, other=0.0)
+    norms = tl.load(totals + NORMS * stride + b, mask=known, other=0.0)
     resumes = b * 0
     for s in range(segments):
         part = parts + s * stride + b

@@ -11,6 +11,7 @@ import triton.language as tl
 from diffgen.backends.triton.arithmetic import _f64, fixed_log, fixed_round, sum_lanes
 from diffgen.backends.triton.layout import (
     ALPHA,
+    ANCHOR,
     BY_DIFFERENCES,
     CONSTANT,
     CUT,
@@ -31,6 +32,7 @@ from diffgen.backends.triton.layout import (
     STEP,
     TOLERANCE,
 )
+from diffgen.backends.triton.set_kernels import longest_of, mean_of
 
 # Sums that a query's split leaves for each chain of features: |x|^2, then for each number of digits
 # what they lose, then what they stand for.
@@ -132,7 +134,17 @@ def _total(lanes):
     return tl.sum(sum_lanes(tl.reshape(lanes, (1, 8)), 1), axis=0)
 
 
-@triton.jit(do_not_specialize=["batch", "chains", "features", "count", "eligible", "most_digits"])
+@triton.jit(
+    do_not_specialize=[
+        "batch",
+        "chains",
+        "features",
+        "count",
+        "eligible",
+        "segments",
+        "most_digits",
+    ]
+)
 def decide(
     numbers,
     flags,
@@ -142,11 +154,13 @@ def decide(
     alpha,
     exclude,
     lengths,
+    closest,
     batch,
     chains,
     features,
     count,
     eligible,
+    segments,
     most_digits,
     ORIGIN: tl.constexpr,
     SCALE: tl.constexpr,
@@ -156,9 +170,9 @@ def decide(
     SCORE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """All numbers and flags of the queries but their anchors.
+    """All numbers and flags of the queries, their anchors being no row yet, ``closest`` infinite.
 
-    ``lengths`` holds the longest and the mean squared length of the eligible rows.
+    ``lengths``, (2, S), holds each segment's largest and summed squared lengths of eligible rows.
     """
     b = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = b < batch
@@ -170,7 +184,7 @@ def decide(
     left_out = tl.full((BLOCK,), -1, tl.int64)
     if HAS_EXCLUDE:
         left_out = tl.load(exclude + b, mask=here, other=-1)
-    longest = tl.sqrt(tl.load(lengths))
+    longest = tl.sqrt(longest_of(lengths, segments))
     reach = tl.sqrt(square) + scale_of * longest
     shift = scale_of * _f64(ORIGIN)
     wide = features.to(tl.float64)
@@ -198,7 +212,7 @@ def decide(
     allowed = _f64(7e-6) * strictness
     unit = tl.load(units + b, mask=here, other=1.0)
     digits = tl.full((BLOCK,), 3, tl.int64)
-    typical = scale_of * tl.sqrt(tl.load(lengths + 1))
+    typical = scale_of * tl.sqrt(mean_of(lengths, segments, eligible))
     distance = tl.sqrt(square + typical * typical)
     planes = tl.full((BLOCK,), 5, tl.int64)
     deciding_step = unit
@@ -242,6 +256,8 @@ def decide(
     tl.store(flags + EXCLUDE * batch + b, left_out, mask=here)
     tl.store(flags + DIGITS * batch + b, digits, mask=here)
     tl.store(flags + PLANES * batch + b, planes, mask=here)
+    tl.store(flags + ANCHOR * batch + b, tl.zeros((BLOCK,), tl.int64), mask=here)
+    tl.store(closest + b, tl.full((BLOCK,), float("inf"), tl.float64), mask=here)
 
 
 @triton.jit
