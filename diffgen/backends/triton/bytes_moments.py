@@ -17,6 +17,7 @@ from diffgen.backends.triton.blocks import Blocks, Wave, on_device, segments_at_
 from diffgen.backends.triton.bytes_configs import SUM_QUERIES, bytes_config, products_config
 from diffgen.backends.triton.bytes_queries import SHIFT, Queries, prepare
 from diffgen.backends.triton.configs import Config, architecture_of
+from diffgen.backends.triton.launching import launch
 from diffgen.backends.triton.layout import (
     QUERY_DIGITS,
     SEGMENT_ROWS,
@@ -94,7 +95,9 @@ class BytesMoments:
             slots // chosen.blocks["BLOCK_ROWS"],
             cdiv(QUERY_DIGITS * self.batch, chosen.blocks["BLOCK_COLUMNS"]),
         )
-        products[grid](
+        launch(
+            products,
+            grid,
             wave.data,
             queries.digits,
             queries.flags,
@@ -125,7 +128,9 @@ class BytesMoments:
         slots = segments * SEGMENT_ROWS
         best = self._empty(segments, batch)
         best_ids = self._empty(segments, batch, dtype=torch.int64)
-        anchor_kernels.nearest_in_segment[(batch, segments)](
+        launch(
+            anchor_kernels.nearest_in_segment,
+            (batch, segments),
             wave.data,
             queries.moved,
             planes,
@@ -146,7 +151,9 @@ class BytesMoments:
             **self._kinds(),
             **self._config("nearest").options(),
         )
-        anchor_kernels.set_anchors[(batch,)](
+        launch(
+            anchor_kernels.set_anchors,
+            (batch,),
             best,
             best_ids,
             queries.least,
@@ -157,7 +164,9 @@ class BytesMoments:
             **self._config("anchors").options(),
         )
         chosen = self._config("take_anchors")
-        anchor_kernels.take_anchors[(batch, cdiv(self.features, chosen.blocks["BLOCK"]))](
+        launch(
+            anchor_kernels.take_anchors,
+            (batch, cdiv(self.features, chosen.blocks["BLOCK"])),
             wave.data,
             queries.anchors,
             queries.flags,
@@ -176,7 +185,9 @@ class BytesMoments:
         candidates = self._empty(batch, slots, dtype=torch.int32)
         counts = self._empty(wave.segments, batch, dtype=torch.int32)
         grid = (batch, wave.segments)
-        row_kernels.screen[grid](
+        launch(
+            row_kernels.screen,
+            grid,
             planes,
             problem.norms,
             problem.log_weights,
@@ -196,7 +207,9 @@ class BytesMoments:
             TILE_ROWS=self.tile_rows,
             **self._config("screen").options(),
         )
-        row_kernels.refine[grid](
+        launch(
+            row_kernels.refine,
+            grid,
             wave.data,
             queries.anchors,
             queries.digits,
@@ -236,7 +249,9 @@ class BytesMoments:
         parts = torch.zeros(STATE, units, segments, batch, dtype=torch.float64, device=self.device)
         steps = self._empty(units, segments, batch)
         shape = {"TILES": self.tiles, "TILE_ROWS": self.tile_rows}
-        unit_kernels.weigh[(batch, segments)](
+        launch(
+            unit_kernels.weigh,
+            (batch, segments),
             logits,
             problem.norms,
             problem.log_weights,
@@ -260,7 +275,9 @@ class BytesMoments:
             **self._config("weigh").options(),
         )
         if self.functionals:
-            unit_kernels.functional_sums[(batch, segments)](
+            launch(
+                unit_kernels.functional_sums,
+                (batch, segments),
                 logits,
                 weights,
                 problem.norms,
@@ -283,13 +300,13 @@ class BytesMoments:
         shared = (factors, steps, segment_factors, part_means, batch, self.features)
         place = (wave.first, segments, wave.first_row)
         whole = self._config("whole_tiles")
-        sum_whole_tiles[
+        launch(
+            sum_whole_tiles,
             (
                 cdiv(self.features, whole.blocks["BLOCK_FEATURES"]),
                 segments,
                 cdiv(batch, SUM_QUERIES),
-            )
-        ](
+            ),
             wave.data,
             problem.rows,
             self.begins,
@@ -304,7 +321,9 @@ class BytesMoments:
             **whole.options(),
         )
         picked = self._config("kept_rows")
-        sum_kept_rows[(cdiv(self.features, picked.blocks["BLOCK_FEATURES"]), segments, batch)](
+        launch(
+            sum_kept_rows,
+            (cdiv(self.features, picked.blocks["BLOCK_FEATURES"]), segments, batch),
             wave.data,
             problem.rows,
             self.begins,

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton import query_kernels
 from diffgen.backends.triton.bytes_configs import bytes_config
+from diffgen.backends.triton.launching import launch
 from diffgen.backends.triton.layout import CHAIN, FLAGS, NUMBERS, QUERY_DIGITS, cdiv
 from diffgen.backends.triton.segments import Segments
 
@@ -72,7 +73,9 @@ def prepare(
 
     origin = problem.offset + SHIFT * problem.scale
     moved, units = empty(batch, features), empty(batch)
-    query_kernels.move[(batch,)](
+    launch(
+        query_kernels.move,
+        (batch,),
         problem.query,
         problem.alpha,
         moved,
@@ -85,7 +88,9 @@ def prepare(
     chains = cdiv(padded, CHAIN)
     digits = empty(QUERY_DIGITS, batch, padded, dtype=torch.int8)
     sums = empty(chains, query_kernels.SPLIT_SUMS, batch)
-    query_kernels.split[(batch, chains)](
+    launch(
+        query_kernels.split,
+        (batch, chains),
         moved,
         units,
         digits,
@@ -99,7 +104,9 @@ def prepare(
     flags = empty(FLAGS, batch, dtype=torch.int64)
     least = empty(batch)
     deciding = options("decide")
-    query_kernels.decide[(cdiv(batch, deciding["BLOCK"]),)](
+    launch(
+        query_kernels.decide,
+        (cdiv(batch, deciding["BLOCK"]),),
         numbers,
         flags,
         sums,

@@ -26,6 +26,7 @@ from diffgen.backends.triton.float_query_kernels import (
     raise_floors,
 )
 from diffgen.backends.triton.float_row_kernels import decide_rows, sum_rows, weigh_rows
+from diffgen.backends.triton.launching import launch
 from diffgen.backends.triton.layout import SEGMENT_ROWS, cdiv
 from diffgen.backends.triton.segments import measure
 
@@ -167,7 +168,9 @@ class FloatMoments:
             self.raise_floors(self.screen(wave))
         options = self._options("multiply_rows")
         _, programs = self._tiles(wave, options)
-        multiply_rows[(programs,)](
+        launch(
+            multiply_rows,
+            (programs,),
             x=queries.x,
             floors=self.floors,
             logits=self.logits,
@@ -183,7 +186,9 @@ class FloatMoments:
         options = self._options("screen_rows")
         tiles, programs = self._tiles(wave, options)
         lowers = self._empty(tiles, self.batch)
-        screen_rows[(programs,)](
+        launch(
+            screen_rows,
+            (programs,),
             piece=self.queries.piece,
             screen=self.queries.screen,
             uppers=self.logits,
@@ -198,7 +203,9 @@ class FloatMoments:
     def raise_floors(self, lowers: Tensor) -> None:
         """Takes each tile's lower bound, ``(tiles, B)``, into the floors of the products."""
         options = self._options("raise_floors")
-        raise_floors[(cdiv(self.batch, options["LANES"]),)](
+        launch(
+            raise_floors,
+            (cdiv(self.batch, options["LANES"]),),
             lowers,
             self.queries.numbers,
             self.queries.screen,
@@ -213,7 +220,9 @@ class FloatMoments:
         queries, count = self.queries, wave.segments
         tops = self._empty(self.batch, count)
         places = torch.empty(self.batch, count, dtype=torch.int64, device=self.device)
-        best_of_segments[(self.batch, count)](
+        launch(
+            best_of_segments,
+            (self.batch, count),
             self.logits,
             tops,
             places,
@@ -222,7 +231,9 @@ class FloatMoments:
             count,
             **self._options("best_of_segments"),
         )
-        choose_anchors[(self.batch,)](
+        launch(
+            choose_anchors,
+            (self.batch,),
             wave.data,
             self.places["rows"],
             self.begins,
@@ -246,7 +257,9 @@ class FloatMoments:
     def absorb(self, wave: Wave) -> None:
         """Logits of a wave into weights, and its rows into the totals."""
         queries, count = self.queries, wave.segments
-        decide_rows[(self.batch, count)](
+        launch(
+            decide_rows,
+            (self.batch, count),
             x=queries.x,
             anchors=self.anchors,
             floors=self.decide_floors,
@@ -255,7 +268,9 @@ class FloatMoments:
             **self._options("decide_rows"),
         )
         parts = self._empty(layout.STATE, count, self.batch)
-        weigh_rows[(self.batch, count)](
+        launch(
+            weigh_rows,
+            (self.batch, count),
             logits=self.logits,
             parts=parts,
             segments=count,
@@ -280,7 +295,9 @@ class FloatMoments:
         means = self.means[: self.batch * count * self.features]
         options = self._options("sum_rows")
         blocks = cdiv(self.features, options["BLOCK"])
-        sum_rows[(cdiv(self.batch, options["QUERIES"]), blocks, count)](
+        launch(
+            sum_rows,
+            (cdiv(self.batch, options["QUERIES"]), blocks, count),
             weights=self.logits,
             factors=some,
             means=means,

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton.float_query_kernels import prepare_queries
+from diffgen.backends.triton.launching import launch
 from diffgen.backends.triton.layout import FLAGS, NUMBERS, SCREEN_NUMBERS
 from diffgen.backends.triton.segments import Segments
 
@@ -87,7 +88,9 @@ def prepare(
     screen = torch.empty(SCREEN_NUMBERS, batch, dtype=torch.float64, device=device)
     piece = None if storage == torch.float64 else torch.empty_like(x, dtype=storage)
     precise = problem.query.dtype == torch.float64
-    prepare_queries[(batch,)](
+    launch(
+        prepare_queries,
+        (batch,),
         problem.query,
         problem.sigma,
         problem.sigma if problem.alpha is None else problem.alpha,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffgen.backends.triton.launching import launch
 from diffgen.backends.triton.layout import NEAREST_SQUARE, REFERENCE, STATE, cdiv
 from diffgen.backends.triton.merge_kernels import (
     merge_means,
@@ -67,7 +68,9 @@ def chain_segments(
     factors = torch.empty(2, *parts.shape[1:], dtype=torch.float64, device=parts.device)
     if batch > 0:
         grid = (cdiv(batch, CHAIN_QUERIES),)
-        segment_chain[grid](
+        launch(
+            segment_chain,
+            grid,
             totals,
             parts,
             factors,
@@ -87,7 +90,9 @@ def add_means(total_means: Tensor, part_means: Tensor, factors: Tensor) -> None:
     """Merges a wave's sums ``(B, W, D)`` into ``(B, D)`` in place, by the factors of the chain."""
     batch, segments, features = part_means.shape
     if batch > 0:
-        merge_means[(batch, cdiv(features, FEATURES))](
+        launch(
+            merge_means,
+            (batch, cdiv(features, FEATURES)),
             total_means,
             part_means,
             factors,
@@ -131,7 +136,9 @@ def finish(
     fields = torch.empty(batch, 3 if functionals else 0, dtype=torch.float64, device=totals.device)
     if batch == 0:
         return mean, logsumexp, fields
-    write_means[(batch, cdiv(features, FEATURES))](
+    launch(
+        write_means,
+        (batch, cdiv(features, FEATURES)),
         totals,
         total_means,
         flags,
@@ -143,7 +150,9 @@ def finish(
         BLOCK=FEATURES,
         **_launch("write_means"),
     )
-    write_numbers[(cdiv(batch, CHAIN_QUERIES),)](
+    launch(
+        write_numbers,
+        (cdiv(batch, CHAIN_QUERIES),),
         totals,
         numbers,
         flags,
@@ -153,7 +162,9 @@ def finish(
         **_launch("write_numbers"),
     )
     if functionals:
-        write_functionals[(batch,)](
+        launch(
+            write_functionals,
+            (batch,),
             totals,
             total_means,
             flags,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffgen.backends.problem import Problem
 from diffgen.backends.triton.blocks import segments_of
+from diffgen.backends.triton.launching import launch
 from diffgen.backends.triton.set_kernels import measure_segments
 
 
@@ -39,7 +40,9 @@ def measure(problem: Problem) -> Segments:
     lengths = torch.empty(2, segments, dtype=torch.float64, device=device)
     if segments == 0:
         return Segments(begins.zero_(), lengths, segments, eligible)
-    measure_segments[(segments,)](
+    launch(
+        measure_segments,
+        (segments,),
         problem.norms,
         begins if rows is None else rows,
         begins,
