@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 
 import problems
@@ -15,6 +16,7 @@ from diffgen.backends.problem import Problem
 from diffgen.backends.triton import blocks, lanes
 from diffgen.backends.triton.blocks import Blocks
 from diffgen.backends.triton.layout import SEGMENT_ROWS
+from diffgen.backends.triton.segments import measure
 
 FEATURES = 3
 
@@ -69,6 +71,26 @@ def test_begins_count_the_eligible_rows_before_each_segment(device: torch.device
     assert blocks.begins_of(problem).tolist() == [0, 1024, 2048, 2500]
     problem = problem_of(4 * 1024, device, rows=[0, 1023, 1024, 3071, 3072, 4095])
     assert blocks.begins_of(problem).tolist() == [0, 2, 3, 4, 6]
+
+
+@pytest.mark.parametrize("count", [1, 1024, 1025, 3000])
+@pytest.mark.parametrize("step", [0, 1, 7, 1500])
+def test_segments_are_measured_by_their_eligible_rows(
+    count: int, step: int, device: torch.device
+) -> None:
+    rows = list(range(count - 1, -1, -step))[::-1] if step else None
+    problem = placed(problem_of(count, device, rows), device)
+    found = measure(problem)
+    assert found.begins.tolist() == blocks.begins_of(problem).tolist()
+    assert found.eligible == (count if rows is None else len(rows))
+    norms = problem.norms.cpu() if rows is None else problem.norms.cpu()[rows]
+    ends = found.begins.tolist()
+    parts = [norms[begin:end] for begin, end in itertools.pairwise(ends)]
+    assert found.count == len(parts)
+    largest = [max(part.tolist(), default=0.0) for part in parts]
+    assert found.lengths[0].tolist() == largest
+    sums = torch.stack([part.sum() for part in parts])
+    torch.testing.assert_close(found.lengths[1].cpu(), sums, rtol=1e-13, atol=0.0)
 
 
 def test_a_wave_takes_what_scratch_holds_and_one_segment_at_least() -> None:

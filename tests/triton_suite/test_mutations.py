@@ -33,6 +33,9 @@ _ONE_TILE = "a segment is one tile here, and its spare unit is written last or n
 _OTHER_UNITS = "in bounds, and rows of other units weigh nothing where there is one unit"
 _ROW_0 = "row 0 stands for a place without one, which is not counted"
 _NOT_TAKEN = "in bounds here; terms past the features and rows not near are not taken"
+_FIRST_ROW = (
+    "in bounds here: the first place of a segment, whose row is not read where none is better"
+)
 _NOT_APART = "in bounds here: the next query, past whose features a row and its anchor are equal"
 _NOT_LAST = "reads into the next row, and no anchor here is the last one"
 SURVIVORS: dict[str, str] = {
@@ -60,6 +63,8 @@ SURVIVORS: dict[str, str] = {
     },
     **{f"float_row_kernels.weigh_rows.{n}": _ROW_0 for n in range(2)},
     **{f"float_row_kernels.decide_rows.{n}": _NOT_TAKEN for n in range(1, 5)},
+    **{f"float_query_kernels.raise_floors.{n}": _NEXT_NUMBERS for n in range(2)},
+    "float_query_kernels.choose_anchors.1": _FIRST_ROW,
 }
 """Accesses that need no mask on these problems, and why."""
 
@@ -145,7 +150,7 @@ CASES: dict[str, Callable[[ModuleType], Results]] = {
     "float_product_kernels": functools.partial(moments, torch.float32),
     "float_row_kernels": functools.partial(moments, torch.float32),
     "float_query_kernels": functools.partial(moments, torch.float32),
-    "set_kernels": functools.partial(moments, torch.float32),
+    "set_kernels": BYTES,
 }
 MASKS = [mask for module in CASES for mask in mutants.masks_of(module)]
 QUICK = ("nearest_kernels",)
