@@ -176,7 +176,7 @@ def run(
     for case in cases:
         groups.setdefault(case.group, []).append(case)
     rows, faults = [], []
-    stamp = {"date": _now(), "commit": commit(), **_versions(device)}
+    stamp = stamp_of(device)
     for group in groups.values():
         entries = [Entry(case, c) for case in group for c in contenders_of(case, known)]
         for found in measure_group(entries, store, device, clock):
@@ -215,10 +215,12 @@ def commit() -> str:
     return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
 
 
-def _versions(device: torch.device) -> Row:
+def stamp_of(device: torch.device) -> Row:
+    """When and of what a row on that device is."""
     state = gpu_state()
     name = torch.cuda.get_device_properties(device).name if device.type == "cuda" else ""
-    return {"gpu": name, "triton": state.triton_version or "", "cuda": state.cuda.version or ""}
+    versions = {"triton": state.triton_version or "", "cuda": state.cuda.version or ""}
+    return {"date": _now(), "commit": commit(), "gpu": name, **versions}
 
 
 def gpu_name(device: torch.device) -> str:

@@ -1,6 +1,7 @@
 """Writes the tables of measured times in `docs/gpu.md`: `python -m benchmarks.gpu_report --write`.
 
-Each ``gpu_results/<gpu>.csv``, which `python -m benchmarks.gpu` writes, becomes one table.
+Each ``gpu_results/<gpu>.csv``, which `python -m benchmarks.gpu` writes, becomes one table; each
+``<gpu>-profile.csv``, which `python -m benchmarks.gpu_profile` writes, one behind it.
 """
 
 from __future__ import annotations
@@ -22,29 +23,39 @@ HEADS = (
     *("set", "storage", "B", "sigma", "diffgen, ms", "triton, ms", "eager, ms"),
     *("fastest peer, ms", "ratio", "error", "ceiling, ms"),
 )
+PROFILE_HEADS = (
+    *("storage", "backend", "B", "sigma", "call, ms", "Python, ms", "kernels, ms", "launches"),
+    *("slowest kernel", "in the benchmark, ms", "ratio to the peer"),
+)
 
 
-def measured(runs: Sequence[Sequence[Row]]) -> str:
+def measured(runs: Sequence[Sequence[Row]], profiles: Sequence[Sequence[Row]] = ()) -> str:
     """What stands between the markers.
 
     Args:
-        runs: The rows of each GPU.
+        runs: The rows of each GPU's benchmark.
+        profiles: The rows of each GPU's profile.
     """
-    return "\n\n".join(map(_of_one_gpu, runs)) if runs else NOTHING
+    tables = [_of_one_gpu(rows) for rows in runs]
+    tables += [_of_one_profile(rows, [row for run in runs for row in run]) for rows in profiles]
+    return "\n\n".join(tables) or NOTHING
 
 
-def committed(folder: Path = RESULTS) -> list[list[Row]]:
-    """The rows of every GPU that there are results of, by the name of the file."""
-    return [read_csv(path) for path in sorted(folder.glob("*.csv"))]
+def committed(folder: Path = RESULTS) -> tuple[list[list[Row]], list[list[Row]]]:
+    """The rows of every benchmark and of every profile, by the name of the file."""
+    paths = sorted(folder.glob("*.csv"))
+    profiles = [path for path in paths if path.stem.endswith("-profile")]
+    runs = [path for path in paths if path not in profiles]
+    return [read_csv(path) for path in runs], [read_csv(path) for path in profiles]
 
 
-def page(text: str, runs: Sequence[Sequence[Row]]) -> str:
+def page(text: str, runs: Sequence[Sequence[Row]], profiles: Sequence[Sequence[Row]] = ()) -> str:
     """The page with its tables.
 
     Raises:
         ValueError: If it lacks a marker.
     """
-    return with_block(text, measured(runs), BEGIN, END)
+    return with_block(text, measured(runs, profiles), BEGIN, END)
 
 
 def _of_one_gpu(rows: Sequence[Row]) -> str:
@@ -70,6 +81,44 @@ def _of_one_gpu(rows: Sequence[Row]) -> str:
             *(_line(rows, row) for row in ours),
         ]
     )
+
+
+def _of_one_profile(rows: Sequence[Row], runs: Sequence[Row]) -> str:
+    first = rows[0]
+    return "\n".join(
+        [
+            f"### {first['gpu']}, kernel by kernel",
+            "",
+            f"{first['gpu']}; torch {first['torch']}, triton {first['triton']}, CUDA "
+            f"{first['cuda']}; diffgen at {first['commit']}, {first['date'][:10]}. The last two "
+            f"columns stand beside the benchmark above, of {_commits(runs)}.",
+            "",
+            f"| {' | '.join(PROFILE_HEADS)} |",
+            f"|---|---|{'---:|' * 6}---|---:|---:|",
+            *(_profile_line(row, runs) for row in rows),
+        ]
+    )
+
+
+def _commits(rows: Sequence[Row]) -> str:
+    return ", ".join(dict.fromkeys(row["commit"] for row in rows)) or "nothing"
+
+
+def _profile_line(row: Row, runs: Sequence[Row]) -> str:
+    cells = [row[key] for key in ("dtype", "backend", "B", "sigma")]
+    cells += [f"**{float(row['time_ms']):.3g}**", f"{float(row['host_ms']):.2g}"]
+    cells += [f"{float(row['kernels_ms']):.3g}", row["launches"], row["slowest"].split(";")[0]]
+    name = "diffgen" if row["backend"] == "cuda" else f"diffgen-{row['backend']}"
+    same = [run for run in runs if all(run[key] == row[key] for key in ("B", "sigma"))]
+    before = [run for run in same if run["dtype"] == row["dtype"] and run["contender"] == name]
+    cells.append(_time(before[0]) if before else "-")
+    peer = fastest_peer(runs, before[0]) if before else None
+    cells.append("-" if peer is None else f"{_ratio(peer, row)} ({peer['contender']})")
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratio(peer: Row, ours: Row) -> str:
+    return f"{float(peer['time_ms']) / float(ours['time_ms']):.2g}"
 
 
 def _sets(rows: Sequence[Row]) -> str:
@@ -102,7 +151,7 @@ def _line(rows: Sequence[Row], ours: Row) -> str:
     peer = fastest_peer(rows, ours)
     cells.append("-" if peer is None else f"{_time(peer)} ({peer['contender']})")
     if peer is not None and ours["time_ms"]:
-        cells.append(f"{float(peer['time_ms']) / float(ours['time_ms']):.2g}")
+        cells.append(_ratio(peer, ours))
     else:
         cells.append("-")
     cells += [_error(ours), _ceiling(ours)]
@@ -151,12 +200,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_report", description=__doc__)
     parser.add_argument("--write", action="store_true", help="bring docs/gpu.md up to date")
     args = parser.parse_args(argv)
-    runs = committed()
+    runs, profiles = committed()
     if args.write:
-        PAGE.write_text(page(PAGE.read_text(), runs))
+        PAGE.write_text(page(PAGE.read_text(), runs, profiles))
         print(f"wrote {PAGE.name}")
     else:
-        print(measured(runs))
+        print(measured(runs, profiles))
     return 0
 
 

@@ -27,7 +27,14 @@ TESTS = ("-m", "gpu", "tests/test_gpu_device.py", "tests/test_gpu_users.py")
 SUBSET = "test_small"
 """Tests that a sanitizer runs, which slows them down a hundredfold."""
 
-TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+TOOLS: dict[str, tuple[str, ...]] = {
+    # Triton and PyTorch ask the driver for what they then do without.
+    "memcheck": ("--report-api-errors", "no"),
+    "racecheck": (),
+    "synccheck": (),
+    "initcheck": (),
+}
+"""The sanitizer's tools, and what each is told."""
 
 
 def commands(sanitizer: str | None) -> list[list[str]]:
@@ -40,11 +47,12 @@ def commands(sanitizer: str | None) -> list[list[str]]:
     # The script, not `python -m pytest`, which would import the checkout's diffgen.
     tests = [python, str(Path(python).with_name("pytest")), *TESTS]
     checks = [
-        [sanitizer, "--tool", tool, "--error-exitcode", "9", *tests, "-k", SUBSET]
-        for tool in TOOLS
+        [sanitizer, "--tool", tool, *more, "--error-exitcode", "9", *tests, "-k", SUBSET]
+        for tool, more in TOOLS.items()
         if sanitizer is not None
     ]
-    return [tests, *checks, [python, "-m", "benchmarks.gpu"]]
+    times = [[python, "-m", f"benchmarks.{name}"] for name in ("gpu", "gpu_profile")]
+    return [tests, *checks, *times]
 
 
 def find_sanitizer() -> str | None:

@@ -163,9 +163,13 @@ def test_rounds_take_calls_in_turn() -> None:
 
 def test_make_gpu_runs_tests_then_sanitizers_then_the_benchmark() -> None:
     plain = gpu_suite.commands(None)
-    assert [command[-1] for command in plain] == ["tests/test_gpu_users.py", "benchmarks.gpu"]
+    assert [command[-1] for command in plain] == [
+        "tests/test_gpu_users.py",
+        "benchmarks.gpu",
+        "benchmarks.gpu_profile",
+    ]
     checked = gpu_suite.commands("compute-sanitizer")
-    assert [command[2] for command in checked[1:-1]] == list(gpu_suite.TOOLS)
+    assert [command[2] for command in checked[1:-2]] == list(gpu_suite.TOOLS)
     text = (ROOT / "tests" / "test_gpu_device.py").read_text()
     assert f"def {gpu_suite.SUBSET}" in text
     assert "python -m benchmarks.gpu_suite" in (ROOT / "Makefile").read_text().replace(

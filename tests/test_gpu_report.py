@@ -10,7 +10,7 @@ from benchmark_suite import load_suite, row
 
 load_suite()
 
-from benchmarks import gpu, gpu_report, results  # noqa: E402
+from benchmarks import gpu, gpu_profile, gpu_report, results  # noqa: E402
 
 MORE = {
     "data": "synthetic", "N": "50000", "D": "3072", "B": "8", "sigma": "2", "operation": "denoise",
@@ -39,6 +39,42 @@ def run() -> list[results.Row]:
         # As fast as none, but of another noise level.
         row("cifar-b8-sigma80-float32", "expanded", 0.125, **floats | {"sigma": "80"}),
     ]
+
+
+def profile() -> list[results.Row]:
+    """Rows of two backends, one of which the benchmark has no row of."""
+    stamp = {"date": "2026-02-03T04:05:06", "commit": "cafe", "gpu": "Some GPU"}
+    versions = {"torch": "2.12", "triton": "3.9", "cuda": "13.1"}
+    times = {"host_ms": "0.05", "kernels_ms": "0.06", "launches": "19", "slowest": "a 5 us x1; b"}
+    asked = {"B": "8", "sigma": "2"} | times | stamp | versions
+    return [
+        {"dtype": "uint8", "backend": "cuda", "time_ms": "0.125"} | asked,
+        {"dtype": "uint8", "backend": "triton", "time_ms": "0.5"} | asked,
+    ]
+
+
+def test_a_profile_stands_beside_the_benchmark(tmp_path: Path) -> None:
+    text = gpu_report.measured([run()], [profile()])
+    assert "### Some GPU, kernel by kernel" in text
+    assert "diffgen at cafe, 2026-02-03" in text and "benchmark above, of 0123456789ab." in text
+    assert [line for line in text.splitlines() if line.startswith("| uint8")] == [
+        "| uint8 | cuda | 8 | 2 | **0.125** | 0.05 | 0.06 | 19 | a 5 us x1 | 0.25 | 4 (expanded) |",
+        "| uint8 | triton | 8 | 2 | **0.5** | 0.05 | 0.06 | 19 | a 5 us x1 | - | - |",
+    ]
+    gpu_profile.write(tmp_path / "some-gpu-profile.csv", profile())
+    results.write_csv(tmp_path / "some-gpu.csv", run(), gpu.COLUMNS)
+    assert gpu_report.committed(tmp_path)[1] == [profile()]
+
+
+def test_kernels_of_calls_are_summed_by_name() -> None:
+    first = "void diffgen::cuda::(anonymous namespace)::sums<true, 3>(diffgen::cuda::Call)"
+    events = [(first, 4000.0), (first, 2000.0), ("products", 2000.0), ("products", 2000.0)]
+    found = gpu_profile.summed(events, calls=2)
+    assert found == {
+        "kernels_ms": "5.000",
+        "launches": "2",
+        "slowest": "sums<true, 3> 3000 us x1; products 2000 us x1",
+    }
 
 
 def lines(text: str) -> list[str]:
@@ -85,7 +121,7 @@ def test_the_page_needs_its_markers() -> None:
 
 def test_rows_come_back_from_the_file_of_a_run(tmp_path: Path) -> None:
     results.write_csv(tmp_path / "some-gpu.csv", run(), gpu.COLUMNS)
-    [found] = gpu_report.committed(tmp_path)
+    [found], [] = gpu_report.committed(tmp_path)
     assert set(found[0]) == set(gpu.COLUMNS)
     assert gpu_report.measured([found]) == gpu_report.measured([run()])
 
@@ -94,23 +130,24 @@ def test_write_brings_the_page_up_to_date(monkeypatch: pytest.MonkeyPatch, tmp_p
     page = tmp_path / "gpu.md"
     page.write_text(f"{gpu_report.BEGIN}\nold\n{gpu_report.END}\n")
     monkeypatch.setattr(gpu_report, "PAGE", page)
-    monkeypatch.setattr(gpu_report, "committed", lambda: [run()])
+    monkeypatch.setattr(gpu_report, "committed", lambda: ([run()], [profile()]))
     assert gpu_report.main([]) == 0 and "old" in page.read_text()
     assert gpu_report.main(["--write"]) == 0
-    assert page.read_text() == gpu_report.page(page.read_text(), [run()])
+    assert page.read_text() == gpu_report.page(page.read_text(), [run()], [profile()])
     assert "| cifar | uint8 | 8 | 2 |" in page.read_text()
 
 
 def test_page_shows_the_committed_results() -> None:
-    runs, page = gpu_report.committed(), gpu_report.PAGE.read_text()
-    assert gpu_report.page(page, runs) == page, "run `python -m benchmarks.gpu_report --write`"
+    (runs, profiles), page = gpu_report.committed(), gpu_report.PAGE.read_text()
+    want = gpu_report.page(page, runs, profiles)
+    assert want == page, "run `python -m benchmarks.gpu_report --write`"
     if not runs:
         pytest.skip("no results of a GPU are committed")
 
 
 def test_committed_results_are_whole_and_name_no_path_of_a_host() -> None:
-    paths = sorted(gpu.RESULTS.glob("*.csv"))
-    for path in paths:
+    paths = [path for path in gpu.RESULTS.glob("*.csv") if not path.stem.endswith("-profile")]
+    for path in sorted(paths):
         rows = results.read_csv(path)
         assert {found["case"] for found in rows} == set(gpu.CASES)
         assert {found["machine"] for found in rows} == {path.stem}
