@@ -21,6 +21,10 @@ constexpr int kGroup = 16;
 // Words of a bit for each row of a segment.
 constexpr int kWords = kSegmentRows / 32;
 
+DIFFGEN_HD inline int64_t groups_of(int64_t batch) {
+    return (batch + kGroup - 1) / kGroup;
+}
+
 // What is known of a query.
 struct QueryState {
     Point point;  // its pointers and its corrections are not used

@@ -117,7 +117,7 @@ DIFFGEN_KERNEL(kPrepareThreads, 4) chain_parts(Call call) {
 
 // A thread chooses how a group of queries sums a segment. Steps of matrix products are of 32 rows.
 DIFFGEN_KERNEL(kPrepareThreads, 4) choose_courses(Call call) {
-    const int64_t groups = (call.problem.batch + kGroup - 1) / kGroup;
+    const int64_t groups = groups_of(call.problem.batch);
     const int64_t at = block_index() * kPrepareThreads + thread_index();
     if (at >= groups * call.here) return;
     const int64_t group = at / call.here;

@@ -60,10 +60,6 @@ inline int64_t most_tiles(int64_t features) {
     return kSegmentRows / tile_rows(features);
 }
 
-inline int64_t groups_of(int64_t batch) {
-    return (batch + kGroup - 1) / kGroup;
-}
-
 // Cuts the memory for so many segments at once; returns what is used.
 inline int64_t cut(void* memory, int64_t wave, Call& call) {
     const int64_t batch = call.problem.batch;

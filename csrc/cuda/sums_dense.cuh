@@ -188,7 +188,7 @@ DIFFGEN_KERNEL(kDenseThreads, Aligned&& Digits == kUsualDigits ? 2 : 1)
 dense_sums(Call call) {
     const int64_t features = call.problem.features;
     const int64_t blocks = (features + kDenseFeatures - 1) / kDenseFeatures;
-    const int64_t groups = (call.problem.batch + kGroup - 1) / kGroup;
+    const int64_t groups = groups_of(call.problem.batch);
     const int64_t sets = (groups + kDenseGroups - 1) / kDenseGroups;
     DenseBlock<Digits> block;
     // Sets of groups next to each other read the same rows.
